@@ -1,0 +1,162 @@
+"""How a policy is moved by a few episodes of one task: the inner rule, pure, and written once.
+
+The rule that gives the project its name (DESIGN.md section 1):
+
+    theta <- theta - alpha * grad L(theta) + beta * sum_i w_i (theta_i - theta)
+
+``GradientAdapter`` is that rule, one step of it, differentiable twice; sampling, the meta-gradient and deployment all
+call it. ``PpoAdapter`` is for the steps after the meta-learned one: many small, clipped steps on the same episodes.
+Neither changes its inputs, and both work on T tasks at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from typing import Annotated, Literal, Protocol
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from agent.losses import clipped_surrogate, surrogate
+from agent.policy import GaussianMlp
+from agent.types import Recall, Trajectories
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Pull:
+    """Strength beta of the pull towards recalled policies at step n = 0, 1, 2, ... of a visit."""
+
+    kind: Literal["none", "constant", "decay"] = "none"
+    """``constant`` is the literal rule, and biased: it caps what can be learned. ``decay`` vanishes with evidence."""
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """beta of the first step."""
+    halving_steps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """``decay``: steps after which beta has halved."""
+
+    def at(self, step: int) -> float:
+        """Beta for step ``step``."""
+        if self.kind == "none":
+            return 0.0
+        return (
+            self.beta if self.kind == "constant" else self.beta * 0.5 ** (step / self.halving_steps)
+        )
+
+
+class Adapter(Protocol):
+    """One adaptation step: new parameters from old ones and a batch of episodes with advantages."""
+
+    def step(
+        self,
+        policy: GaussianMlp,
+        params: Tensor,
+        episodes: Trajectories,
+        recall: Recall | None,
+        beta: float,
+    ) -> Tensor:
+        """``params [T, P] -> [T, P]``; ``recall`` and ``beta`` are the memory's term of the rule."""
+        ...
+
+
+def pulled(params: Tensor, moved: Tensor, recall: Recall | None, beta: float) -> Tensor:
+    """Add ``beta * sum_i w_i (theta_i - theta)``, taken at ``params``, to ``moved``; with beta = 0, ``moved`` itself."""
+    if recall is None or beta == 0.0:
+        return moved
+    return moved + beta * recall.pull(params)
+
+
+@dataclasses.dataclass
+class GradientAdapter:
+    """One policy-gradient step with per-parameter step sizes (Finn 2017; Meta-SGD, Li 2017)."""
+
+    rates: Tensor
+    """alpha: ``[P]``, or a single number."""
+    first_order: bool = False
+    """Treat the inner gradient as a constant (FOMAML)."""
+
+    def step(
+        self,
+        policy: GaussianMlp,
+        params: Tensor,
+        episodes: Trajectories,
+        recall: Recall | None = None,
+        beta: float = 0.0,
+    ) -> Tensor:
+        """The rule, once. Stays in the graph where ``params`` or ``rates`` is in one."""
+        differentiate = torch.is_grad_enabled() and (
+            params.requires_grad or self.rates.requires_grad
+        )
+        with torch.enable_grad():
+            point = params if params.requires_grad else params.detach().requires_grad_(True)
+            loss = surrogate(
+                policy, point, episodes
+            ).sum()  # tasks are independent: rows of the gradient are too
+            (gradient,) = torch.autograd.grad(
+                loss, point, create_graph=differentiate and not self.first_order
+            )
+        return pulled(params, params - self.rates * gradient, recall, beta)
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class PpoAdapter:
+    """Task adaptation beyond the meta-learned step: PPO-clip with Adam (Schulman 2017), fresh moments at each step."""
+
+    rate: Annotated[float, Field(gt=0, le=1)] = 5e-3
+    """Adam's step size."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over the episodes."""
+    minibatches: Annotated[int, Field(ge=1)] = 2
+    """Parts that the episodes are split into, each one Adam step."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """PPO's clip range."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm, per task."""
+    max_kl: Annotated[float, Field(gt=0)] = 1e9
+    """A task stops moving once its policy is this far (nats per step) from the one that acted."""
+    adam_betas: list[Annotated[float, Field(ge=0, lt=1)]] = field(
+        default_factory=lambda: [0.9, 0.999]
+    )
+    """Adam's decay rates."""
+
+    def step(
+        self,
+        policy: GaussianMlp,
+        params: Tensor,
+        episodes: Trajectories,
+        recall: Recall | None = None,
+        beta: float = 0.0,
+    ) -> Tensor:
+        """``epochs * minibatches`` Adam steps, then the pull towards what was recalled."""
+        point, mean, square = params.detach(), torch.zeros_like(params), torch.zeros_like(params)
+        n, (b1, b2) = 0, self.adam_betas
+        for epoch in range(self.epochs):
+            for part in self._parts(episodes, epoch):
+                n += 1
+                gradient = self._gradient(policy, point, part)
+                mean = b1 * mean + (1 - b1) * gradient
+                square = b2 * square + (1 - b2) * gradient.square()
+                direction = (mean / (1 - b1**n)) / ((square / (1 - b2**n)).sqrt() + 1e-8)
+                near = self._kl(policy, params.detach(), point, part) < self.max_kl
+                point = torch.where(near[:, None], point - self.rate * direction, point)
+        return pulled(params.detach(), point, recall, beta)
+
+    def _parts(self, episodes: Trajectories, epoch: int) -> list[Trajectories]:
+        """The episodes in ``minibatches`` interleaved parts, divided differently in each epoch."""
+        order = torch.arange(episodes.reward.shape[1]).roll(epoch)
+        size = -(-len(order) // self.minibatches)
+        return [episodes.episodes(order[i : i + size]) for i in range(0, len(order), size)]
+
+    def _kl(self, policy: GaussianMlp, old: Tensor, new: Tensor, part: Trajectories) -> Tensor:
+        """Mean KL per step between where adaptation began and where it is, ``[T]``."""
+        per_step = policy(old, part.obs).kl(policy(new, part.obs)) * part.mask
+        return per_step.sum((1, 2)) / part.mask.sum((1, 2)).clamp(min=1)
+
+    def _gradient(self, policy: GaussianMlp, point: Tensor, part: Trajectories) -> Tensor:
+        with torch.enable_grad():
+            leaf = point.clone().requires_grad_(True)
+            loss = clipped_surrogate(policy, leaf, part, self.clip).sum()
+            (gradient,) = torch.autograd.grad(loss, leaf)
+        norm = gradient.norm(dim=1, keepdim=True)
+        return gradient * (self.max_grad_norm / norm.clamp(min=self.max_grad_norm))

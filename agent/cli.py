@@ -1,0 +1,225 @@
+"""The command line: ``engram train env=... learner=... run=...``. Hydra composes, ``agent.config`` checks.
+
+This module and what it imports stay light, so that help and configuration errors do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from agent.config import ConfigError
+
+COMMANDS = {
+    "demo": "the main job: meta-train, evaluate, live through a stream, write a report",
+    "train": "meta-train an initialisation on a family of tasks",
+    "evaluate": "adapt to held-out tasks and tabulate the returns",
+    "continual": "live through a stream of visits, with and without memory",
+    "report": "write a run folder's report.html",
+}
+_EXAMPLES = {
+    "demo": "engram demo run=runs/demo",
+    "train": "engram train env=half_cheetah_dir learner=maml run=runs/dir budget.env_steps=1000000",
+    "evaluate": "engram evaluate run=runs/dir split=heldout",
+    "continual": "engram continual stream=cheetah_faults 'agents=[engram,meta_init,finetune]' run=runs/faults",
+    "report": "engram report run=runs/demo",
+}
+_FOLDER = Path(__file__).resolve().parent
+_BAD_CONFIG, _FAILED = 2, 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad configuration, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if command not in COMMANDS:
+        print(
+            f"error: {command!r} is not a command; expected one of {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        return _BAD_CONFIG
+    if {"-h", "--help"} & set(arguments):
+        print(_help(command))
+        return 0
+    try:
+        config = configure(command, arguments[1:])
+        if "--cfg" in arguments:
+            print(OmegaConf.to_yaml(config), end="")
+            return 0
+        return run_command(command, config, "engram " + shlex.join(arguments))
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return _BAD_CONFIG
+
+
+def run_command(command: str, config: dict[str, Any], typed: str) -> int:
+    """Hand the composed configuration to the command's function in ``agent.commands``."""
+    for folder in _folders(config):
+        path = str(Path(folder).expanduser())
+        if path not in sys.path:
+            sys.path.append(path)  # appended: a user's own 'envs' must not stand before ours
+    commands = importlib.import_module("agent.commands")
+    from agent.progress import Stopped
+
+    try:
+        getattr(commands, command)(config, typed)
+    except Stopped as stopped:
+        print(stopped)
+        return stopped.exit_code
+    except commands.EXPECTED_FAILURES as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _FAILED
+    return 0
+
+
+def _folders(config: dict[str, Any]) -> list[str]:
+    """The import path, which is needed before the configuration can be checked as a whole."""
+    folders = config.get("import_path") or []
+    if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
+        raise ConfigError(
+            f"import_path={folders!r}: expected a list of folders, such as [~/my_lab]"
+        )
+    return folders
+
+
+def configure(command: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The command's whole configuration as plain data, composed from the YAML files and the overrides."""
+    overrides, search = _split(arguments)
+    with initialize_config_module("agent.configs", version_base="1.3"):
+        config = _compose(command, [*search, *overrides])
+        if (
+            command == "continual"
+        ):  # each agent's settings are a node of their own: agent.engram.probe_episodes=3
+            nodes = [f"+agent@agent.{name}={name}" for name in config["agents"]]
+            config = _compose(command, [*search, *nodes, *overrides])
+        return config
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides, and the search path that ``--config-dir DIR`` stands for."""
+    overrides, search, rest = [], [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--cfg":
+            continue
+        if argument.startswith("--config-dir"):
+            _, equals, folder = argument.partition("=")
+            folder = folder if equals else (rest.pop(0) if rest else "")
+            if not Path(folder).expanduser().is_dir():
+                raise ConfigError(f"--config-dir {folder}: no such folder")
+            search.append(f"file://{Path(folder).expanduser().resolve()}")
+        elif "=" in argument:
+            overrides.append(_settable(argument))
+        else:
+            raise ConfigError(
+                f"{argument!r}: expected key=value, --config-dir DIR, --cfg or --help"
+            )
+    return overrides, [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+
+
+def _settable(argument: str) -> str:
+    """Let a value be set whether the YAML lists it or not; what is no setting at all is found when building."""
+    key = argument.partition("=")[0].lstrip("+~")
+    if key.split("@")[0] in _groups() or key.startswith("hydra."):
+        return argument
+    return f"++{argument.lstrip('+')}"
+
+
+def _compose(command: str, overrides: list[str]) -> dict[str, Any]:
+    try:
+        config = compose(command, overrides=overrides)
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_shortened(str(error))) from None
+
+
+def _shortened(message: str) -> str:
+    """Hydra's message without its hints for developers, with the nearest option if one was misspelt."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    text = " ".join(
+        line for line in lines if "HYDRA_FULL_ERROR" not in line and "See https" not in line
+    )
+    for group in _groups():
+        if f"Could not find '{group}/" in text:
+            wrong = text.split(f"Could not find '{group}/")[1].split("'")[0]
+            near = difflib.get_close_matches(wrong, _options(group), n=1)
+            return (
+                f"{group}={wrong}: unknown; "
+                + (f"did you mean {near[0]!r}? " if near else "")
+                + (f"known are {', '.join(_options(group))} (and what --config-dir adds)")
+            )
+    return text
+
+
+def _configs() -> Path:
+    """The folder of YAML files: beside the package in a checkout, inside of it when installed from a wheel."""
+    spec = importlib.util.find_spec("agent.configs")
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            "the configuration files (agent.configs) are not installed; reinstall engram-rl"
+        )
+    return Path(spec.origin).parent
+
+
+def _groups() -> list[str]:
+    return sorted(p.name for p in _configs().iterdir() if p.is_dir() and not p.name.startswith("_"))
+
+
+def _options(group: str) -> list[str]:
+    return sorted(p.stem for p in (_configs() / group).glob("*.yaml"))
+
+
+def _overview() -> str:
+    rows = [f"  engram {name:<10} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Engram: a robotics agent that recalls what it has learned before.",
+            "",
+            *rows,
+            "",
+            "'engram COMMAND --help' lists the settings of a command. 'python scripts/train.py ...' is the same as",
+            "'engram train ...'.",
+        ]
+    )
+
+
+def _help(command: str) -> str:
+    """What a command does, its settings with their comments, and the choices of every group."""
+    settings = (_configs() / f"{command}.yaml").read_text().strip()
+    groups = [f"  {group}={'|'.join(_options(group))}" for group in _groups() if group != "agent"]
+    return "\n".join(
+        [
+            f"engram {command}: {COMMANDS[command]}",
+            "",
+            f"Example:  {_EXAMPLES[command]}",
+            "",
+            "Settings, as key=value (nested: budget.env_steps=1000000):",
+            *[f"  {line}" for line in settings.splitlines()],
+            "",
+            "Choices:",
+            *groups,
+            f"  agents=[{','.join(_options('agent'))}]",
+            "",
+            "  --config-dir DIR   a folder of your own YAML files (DIR/env/my_robot.yaml gives env=my_robot)",
+            "  --cfg              print the composed configuration and stop",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What each command does: the composition root. Below this module nothing sees a config."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from agent import train as training
+from agent.assemble import build_stream, check_fits, load_trained, set_up, untrained
+from agent.config import build
+from agent.continual.cohort import Cohort, live_all, summarise
+from agent.evaluate import evaluate as evaluate_learner
+from agent.memory.keys import IndistinguishableTasksError
+from agent.progress import console
+from agent.run import CorruptCheckpointError, Run, RunError, write_json
+from agent.settings import (
+    ContinualSettings,
+    DemoSettings,
+    EvaluateSettings,
+    ReportSettings,
+    TrainSettings,
+)
+from agent.tables import evaluation_table, stream_table
+
+Config = dict[str, Any]
+EXPECTED_FAILURES = (
+    CorruptCheckpointError,
+    RunError,
+    FileNotFoundError,
+    FloatingPointError,
+    IndistinguishableTasksError,
+)
+# May differ between a run and its continuation without making it another experiment.
+_MAY_CHANGE = {"run", "budget", "device", "threads", "checkpoint_every", "import_path"}
+
+
+def train(config: Config, typed: str) -> None:
+    """Meta-train to the budget, or on from where the run folder is."""
+    settings = build(config, "", TrainSettings)
+    trained, run = untrained(settings), Run(settings.run)
+    with run.lock():
+        run.claim(trained.config, _MAY_CHANGE)
+        before, started = run.progress(), time.perf_counter()
+        progress = training.train(
+            trained.learner,
+            trained.family,
+            run,
+            size=settings.batch,
+            budget=settings.budget,
+            calibration=settings.calibration,
+            checkpoint_every=settings.checkpoint_every,
+            seed=settings.seed,
+        )
+        if progress == before:
+            console.print(
+                f"{run.folder} is finished: {progress['iteration']} iterations, "
+                f"{progress['env_steps']:,} env steps. A larger budget.env_steps goes on from here."
+            )
+            return
+        steps = progress["env_steps"] + progress["key_steps"]
+        seconds = time.perf_counter() - started
+        run.note_command(typed, f"meta-training in {run.folder}", seconds, steps)
+    console.print(f"Trained: {steps:,} env steps in {seconds:.0f} s. All of it is in {run.folder}")
+
+
+def evaluate(config: Config, typed: str) -> None:
+    """Adapt to tasks of a split, print the table, write ``evaluation.json``."""
+    settings = build(config, "", EvaluateSettings)
+    run = Run(settings.run)
+    oracle = Run(settings.oracle) if settings.oracle else None
+    trained = load_trained(run, settings)
+    told = load_trained(oracle, settings).learner if oracle else None
+    started, size = time.perf_counter(), settings.evaluation
+    with console.status(f"adapting to {size.tasks} {settings.split} tasks"):
+        result = evaluate_learner(
+            trained.learner, trained.family, size, settings.split, settings.seed, told
+        )
+    seconds = time.perf_counter() - started
+    result |= {
+        "seconds": seconds,
+        "seeds": {"training": trained.config["seed"], "evaluation": settings.seed},
+        "meta_env_steps": _steps_of(run),
+        "oracle_env_steps": _steps_of(oracle) if oracle else None,
+    }
+    write_json(run.folder / "evaluation.json", result)
+    run.note_command(typed, "evaluation", seconds, result["env_steps"])
+    console.print(evaluation_table(result))
+    console.print(f"Wrote {run.folder / 'evaluation.json'}")
+
+
+def continual(config: Config, typed: str) -> None:
+    """Live through the stream with every agent and seed, print the table, write ``summary.json``."""
+    settings = build(config, "", ContinualSettings)
+    family, stream = build_stream(settings)
+    agents = {name: build(settings.agent[name], f"agent.{name}") for name in settings.agents}
+    run = Run(settings.run)
+    init = Run(settings.init) if settings.init else _train_init(config, run, typed)
+    set_up(settings)
+    trained = load_trained(init, settings)
+    check_fits(trained.family, family)
+    metric = training.load_key_metric(init, trained.learner.policy.device)
+    cohort = Cohort(stream, family, trained.learner, metric, run)
+    with run.lock():
+        started = time.perf_counter()
+        lives = live_all(agents, settings.seeds, cohort)
+        summary = summarise(lives, cohort)
+        write_json(run.folder / "summary.json", summary)
+        if any(life.lived for life in lives):
+            seconds = time.perf_counter() - started
+            run.note_command(typed, "stream", seconds, summary["env_steps"])
+        else:
+            console.print(f"{run.folder} is finished: {len(lives)} lifetimes. Add seeds or agents.")
+    console.print(stream_table(summary))
+    console.print(f"Wrote {run.folder / 'summary.json'}")
+
+
+def report(config: Config, typed: str) -> None:
+    """Write ``report.html`` from what the run folder holds."""
+    from agent.report.page import write_report
+
+    settings = build(config, "", ReportSettings)
+    console.print(f"Report: {write_report(Path(settings.run)).resolve()}")
+
+
+def demo(config: Config, typed: str) -> None:
+    """The main job, stage by stage; each is a command that could be typed alone."""
+    from agent.cli import configure
+
+    settings = build(config, "", DemoSettings)
+    run, started = settings.run, time.perf_counter()
+    common = [f"{key}={getattr(settings, key)}" for key in ("seed", "device", "threads")]
+    family = ["env=half_cheetah_dir_body", f"budget.env_steps={settings.env_steps}"]
+    told = [*family, "learner=oracle", "batch.episodes=20"]  # as many steps an iteration as MAML
+    lives = [f"{key}=[{','.join(map(str, getattr(settings, key)))}]" for key in ("agents", "seeds")]
+    lives = ["stream=cheetah_faults", *lives, f"init={run}", f"run={run}"]
+    stages = [
+        ("Meta-training", train, ["train", *family, "learner=maml", f"run={run}", *common]),
+        ("An oracle", train, ["train", *told, f"run={run}/oracle", *common]),
+        ("Held-out tasks", evaluate, ["evaluate", f"run={run}", f"oracle={run}/oracle", *common]),
+        ("A stream of faults", continual, ["continual", *lives, *common]),
+        ("Report", report, ["report", f"run={run}"]),
+    ]
+    for number, (title, stage, arguments) in enumerate(stages, 1):
+        console.rule(f"[bold]{number}/{len(stages)} {title}", align="left")
+        stage(configure(arguments[0], arguments[1:]), "engram " + " ".join(arguments))
+    console.print(f"Done in {(time.perf_counter() - started) / 60:.1f} min.")
+
+
+def _train_init(config: Config, run: Run, typed: str) -> Run:
+    """The meta-initialisation that the agents are born from, trained here and now."""
+    not_trained_on = {"stream", "agents", "agent", "seeds", "init"}
+    own = {key: value for key, value in config.items() if key not in not_trained_on}
+    train(own | {"run": str(run.folder / "init")}, typed)
+    return Run(run.folder / "init")
+
+
+def _steps_of(run: Run) -> int:
+    progress = run.progress()
+    return 0 if progress is None else progress["env_steps"] + progress.get("key_steps", 0)

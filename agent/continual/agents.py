@@ -1,0 +1,182 @@
+"""Agents of the stream: what they start a visit from is all that tells them apart.
+
+A visit is ``begin`` (choose where to start), ``improve`` until the budget is spent, ``end``. ``params [1, P]`` is the
+policy at any time; who evaluates it cannot teach it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from agent.adapter import Pull
+from agent.continual.visit import Visit
+from agent.learners.base import MetaLearner
+from agent.memory.keys import KeyMetric, task_coefficients
+from agent.memory.store import EpisodicMemory, MemoryConfig
+from agent.types import Recall, Trajectories
+
+
+class StreamAgent(Protocol):
+    """What the lifetime runner needs of an agent."""
+
+    params: Tensor
+    """The policy now, ``[1, P]``."""
+    score: float
+    """Mean return of the episodes that it last acted in."""
+
+    def setup(self, learner: MetaLearner, metric: KeyMetric) -> None:
+        """Be born: with a meta-initialisation and a way to tell tasks apart."""
+        ...
+
+    def begin(self, visit: Visit) -> dict[str, Any]:
+        """A visit begins (to which task is not said). Returns what was recalled, for the record."""
+        ...
+
+    def improve(self, visit: Visit) -> None:
+        """Act for some episodes and learn from them."""
+        ...
+
+    def end(self) -> dict[str, Any]:
+        """The visit is over. Returns what was written, for the record."""
+        ...
+
+    def memory_facts(self) -> list[dict[str, float]]:
+        """What there is to say of each row of its memory; nothing without one."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that outlives a visit."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved state."""
+        ...
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class MetaInit:
+    """The agent without memory: every visit starts from the meta-initialisation."""
+
+    episodes: Annotated[int, Field(ge=1)] = 6
+    """Episodes per adaptation step."""
+
+    def setup(self, learner: MetaLearner, metric: KeyMetric) -> None:
+        """Start out with the meta-initialisation."""
+        self.learner, self.metric = learner, metric
+        self.params = self._meta_init()
+        self.score = float("nan")
+        self._step = 0
+
+    def begin(self, visit: Visit) -> dict[str, Any]:
+        """Back to the meta-initialisation."""
+        self.params, self._step = self._meta_init(), 0
+        return {}
+
+    def improve(self, visit: Visit) -> None:
+        """One adaptation step on fresh episodes."""
+        episodes = visit.collect(self.params, min(self.episodes, visit.remaining))
+        self._learn(episodes, *self._memory_term())
+
+    def end(self) -> dict[str, Any]:
+        """Nothing is kept."""
+        return {}
+
+    def memory_facts(self) -> list[dict[str, float]]:
+        """No memory, no rows."""
+        return []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The policy."""
+        return {"params": self.params}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The policy."""
+        self.params = state["params"]
+
+    def _meta_init(self) -> Tensor:
+        return self.learner.theta.detach()[None]
+
+    def _memory_term(self) -> tuple[Recall | None, float]:
+        """What the rule's last term pulls towards, and how strongly; without memory, nothing."""
+        return None, 0.0
+
+    def _learn(self, episodes: Trajectories, recall: Recall | None, beta: float) -> None:
+        self.score = float(episodes.mean_return())
+        self.params = self.learner.step(self.params, episodes, self._step, recall, beta)
+        self._step += 1
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Finetune(MetaInit):
+    """One policy, fine-tuned in sequence: every visit starts where the last one ended."""
+
+    def begin(self, visit: Visit) -> dict[str, Any]:
+        """Go on with the same policy."""
+        return {}
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Engram(MetaInit):
+    """The agent with episodic memory: probe, recall through a gate, adapt, write what is worth it."""
+
+    probe_episodes: Annotated[int, Field(ge=1)] = 2
+    """Episodes under the meta-initialisation from which the task is recognised; charged like any others."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """The episodic memory."""
+    pull: Pull = field(default_factory=Pull)
+    """The memory's term in each adaptation step; off by default, as the jump at the start does the work."""
+    jump: bool = True
+    """Start from what was recalled; if false, only the pull uses it (the literal rule)."""
+
+    def setup(self, learner: MetaLearner, metric: KeyMetric) -> None:
+        """Start out with an empty memory around the meta-initialisation."""
+        super().setup(learner, metric)
+        self.store = EpisodicMemory(self.memory, len(metric.weight), learner.theta.detach().clone())
+        self._recall: Recall | None = None
+
+    def begin(self, visit: Visit) -> dict[str, Any]:
+        """Probe with the meta-initialisation, read the memory, and start from what it says."""
+        super().begin(visit)
+        probe = visit.collect(self.params, min(self.probe_episodes, visit.remaining))
+        self._key = self.metric.key(task_coefficients(probe, self.learner.policy.normalizer))[0]
+        self._baseline = self.score = float(probe.mean_return())
+        self._recall = recall = self.store.read(self._key[None])
+        if self.jump and bool(recall.accepted):
+            self.params = self.params + recall.pull(self.params)
+            self._step = self.learner.meta_steps  # the meta-learned step was learned for theta_0
+        row = int(recall.index[0, 0]) if bool(recall.accepted) else None
+        nearest = float(recall.distance[0, 0])
+        return {
+            "row": row,
+            "distance": nearest if self.store.size else None,
+            "rows": self.store.size,
+        }
+
+    def _memory_term(self) -> tuple[Recall | None, float]:
+        return self._recall, self.pull.at(self._step)
+
+    def end(self) -> dict[str, Any]:
+        """Keep the policy if it beats the meta-initialisation, and its task's row if there is one."""
+        row = self.store.write(self._key, self.params[0], self.score, self._baseline)
+        return {"row": row, "score": self.score, "rows": self.store.size}
+
+    def memory_facts(self) -> list[dict[str, float]]:
+        """Score, gain over the meta-initialisation and visits of each row."""
+        store = self.store
+        columns = zip(store.scores[: store.size], store.gains, store.visits, strict=False)
+        return [{"score": float(s), "gain": float(g), "visits": int(v)} for s, g, v in columns]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The policy and the memory."""
+        return super().state_dict() | {f"memory.{k}": v for k, v in self.store.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The policy and the memory."""
+        super().load_state_dict(state)
+        rows = {k.removeprefix("memory."): v for k, v in state.items() if k.startswith("memory.")}
+        self.store.load_state_dict(rows)

@@ -1,0 +1,45 @@
+"""Per-task policy losses ``[T]``, as functions of flat parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agent.policy import GaussianMlp
+from agent.types import Trajectories
+
+
+def likelihood_ratio(policy: GaussianMlp, params: Tensor, episodes: Trajectories) -> Tensor:
+    """``pi_theta(a|s) / pi_old(a|s)`` at each step, ``[T, E, H]``; pi_old is the policy that acted."""
+    log_prob = policy(params, episodes.obs).log_prob(episodes.action)
+    # Masked steps may hold anything; the bound keeps them, and wild updates, from overflowing.
+    return torch.exp(((log_prob - episodes.log_prob) * episodes.mask).clamp(-20.0, 20.0))
+
+
+def surrogate(policy: GaussianMlp, params: Tensor, episodes: Trajectories) -> Tensor:
+    """``-E[ratio * A]``, ``[T]``: its gradient at the acting policy is the policy gradient.
+
+    Differentiated once more it gives the low-variance curvature of ProMP (Rothfuss 2019, eq. 10).
+    """
+    ratio = likelihood_ratio(policy, params, episodes)
+    return -_mean(ratio * _advantage(episodes), episodes.mask)
+
+
+def clipped_surrogate(
+    policy: GaussianMlp, params: Tensor, episodes: Trajectories, clip: float
+) -> Tensor:
+    """PPO's pessimistic surrogate (Schulman 2017, eq. 7), ``[T]``."""
+    advantage = _advantage(episodes)
+    ratio = likelihood_ratio(policy, params, episodes)
+    worse = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    return -_mean(worse, episodes.mask)
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
+
+
+def _advantage(episodes: Trajectories) -> Tensor:
+    if episodes.advantage is None:
+        raise ValueError("these episodes have no advantages; call advantage.estimate first")
+    return episodes.advantage

@@ -1,0 +1,139 @@
+"""Policies as sizes and functions of flat parameters ``[T, P]``: one row per task, no module, no hidden state."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import field
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagonalGaussian:
+    """Independent normal actions: ``mean [..., A]`` and ``log_std``, broadcastable to it."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of ``action [..., A]``, summed over A."""
+        z = (action - self.mean) * torch.exp(-self.log_std)
+        per_dimension = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return per_dimension.sum(-1)
+
+    def kl(self, other: DiagonalGaussian) -> Tensor:
+        """KL(self || other), summed over A."""
+        ratio = torch.exp(2 * (self.log_std - other.log_std))
+        shift = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
+        return 0.5 * (ratio + shift - 1 - torch.log(ratio)).sum(-1)
+
+
+class ObsNormalizer:
+    """Running mean and variance of observations ``[O]``: state that travels with every checkpoint and memory.
+
+    It is updated between meta-iterations only, so within one every policy sees the same inputs.
+    """
+
+    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
+        self.mean = torch.zeros(size, device=device)
+        self.var = torch.ones(size, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """``obs [..., O]`` scaled to about zero mean and unit variance, clipped to +-10."""
+        return ((obs - self.mean) * torch.rsqrt(self.var + 1e-6)).clamp(-10.0, 10.0)
+
+    def update(self, obs: Tensor, mask: Tensor) -> None:
+        """Take in ``obs [..., O]`` where ``mask [...]`` is set (Chan et al. 1979, parallel variance)."""
+        rows = obs[mask > 0]
+        if len(rows) == 0:
+            return
+        total = self.count + len(rows)
+        share = (len(rows) / total).to(obs.dtype)
+        delta = rows.mean(0) - self.mean
+        within = rows.var(0, unbiased=False) * share + self.var * (1 - share)
+        self.var = within + delta.square() * share * (1 - share)
+        self.mean = self.mean + delta * share
+        self.count = total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Mean, variance and count."""
+        return {"mean": self.mean, "var": self.var, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a saved state."""
+        self.mean, self.var, self.count = state["mean"], state["var"], state["count"]
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class PolicyConfig:
+    """Size of the policy network."""
+
+    hidden: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = field(
+        default_factory=lambda: [64, 64]
+    )
+    """Widths of the tanh layers."""
+    log_std: Annotated[float, Field(ge=-5, le=2)] = -0.5
+    """Initial log standard deviation of the actions."""
+
+
+class GaussianMlp:
+    """A tanh network with a learned, state-independent standard deviation.
+
+    P = all weights, biases and log-stds in one flat vector; T parameter sets act at once by batched matrix products.
+    """
+
+    LOG_STD_RANGE = (-2.0, 0.5)
+
+    def __init__(
+        self,
+        obs_size: int,
+        action_size: int,
+        config: PolicyConfig | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config or PolicyConfig()
+        self.obs_size, self.action_size = obs_size, action_size
+        self.device = torch.device(device)
+        self.normalizer = ObsNormalizer(obs_size, device)
+        sizes = [obs_size, *self.config.hidden, action_size]
+        self._layers = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.num_params = sum((i + 1) * o for i, o in self._layers) + action_size
+        """P."""
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        """Fresh parameters ``[P]``: orthogonal layers, a small last one, zero biases."""
+        parts = []
+        for n, (i, o) in enumerate(self._layers):
+            weight = torch.empty(o, i)
+            gain = 0.1 if n == len(self._layers) - 1 else math.sqrt(2)
+            torch.nn.init.orthogonal_(weight, gain, generator=generator)
+            parts += [weight.T.reshape(-1), torch.zeros(o)]
+        parts.append(torch.full((self.action_size,), self.config.log_std))
+        return torch.cat(parts).to(self.device)
+
+    def unflatten(self, params: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """``params [T, P]`` as views: per layer weights ``[T, in, out]`` and biases ``[T, 1, out]``; log-std ``[T, 1, A]``."""
+        layers, start = [], 0
+        for i, o in self._layers:
+            weight = params[:, start : start + i * o].unflatten(1, (i, o))
+            bias = params[:, start + i * o : start + (i + 1) * o].unsqueeze(1)
+            layers.append((weight, bias))
+            start += (i + 1) * o
+        return layers, params[:, start:].unsqueeze(1)
+
+    def __call__(self, params: Tensor, obs: Tensor) -> DiagonalGaussian:
+        """Action distribution of each task's parameters ``[T, P]`` at raw observations ``[T, ..., O]``."""
+        layers, log_std = self.unflatten(params)
+        x = self.normalizer(obs).flatten(1, -2)  # [T, everything, O]
+        for weight, bias in layers[:-1]:
+            x = torch.tanh(torch.baddbmm(bias, x, weight))
+        weight, bias = layers[-1]
+        mean = torch.baddbmm(bias, x, weight).unflatten(1, obs.shape[1:-1])
+        log_std = log_std.clamp(*self.LOG_STD_RANGE)
+        return DiagonalGaussian(mean, log_std.reshape(len(params), *[1] * (obs.ndim - 2), -1))

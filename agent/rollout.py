@@ -1,0 +1,121 @@
+"""TaskBatch: the only view a learner has of the world. It acts, and it counts every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent.policy import GaussianMlp
+from agent.types import Trajectories
+from envs.task import Task, TaskDistribution
+
+
+class TaskBatch:
+    """T opened tasks, E parallel episodes each. A context manager: simulators close with it.
+
+    With ``reveal`` the tasks' descriptors are appended to the observation: for oracles only.
+    """
+
+    def __init__(
+        self,
+        family: TaskDistribution,
+        tasks: Sequence[Task],
+        episodes: int,
+        policy: GaussianMlp,
+        rng: np.random.Generator,
+        reveal: bool = False,
+    ) -> None:
+        self.tasks, self.policy, self.episodes = list(tasks), policy, episodes
+        self._family, self._rng = family, rng
+        self._low, self._high = family.action_range
+        self._descriptors = family.describe(tasks) if reveal else None
+        self._simulators = family.open(self.tasks, episodes)
+        self.steps_used = 0
+        """Env steps taken since the batch was opened, of all tasks and episodes together."""
+
+    def __enter__(self) -> Self:
+        """Use the batch in a ``with`` block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the simulators."""
+        self._simulators.close()
+
+    @property
+    def physics_s(self) -> float:
+        """Wall seconds spent inside the simulator so far."""
+        return self._simulators.physics_s
+
+    @torch.no_grad()
+    def collect(self, params: Tensor, deterministic: bool = False) -> Trajectories:
+        """Run E whole episodes of each task with that task's parameters ``[T, P]``."""
+        shape = (len(self.tasks), self.episodes, self._family.horizon)
+        seed, noise_seed = (int(s) for s in self._rng.integers(2**62, size=2))
+        noise = self._noise((shape[2], *shape[:2], self.policy.action_size), noise_seed)
+        obs = np.empty((*shape, self.policy.obs_size), dtype=np.float32)
+        reward, mask = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+        actions, log_probs = [], []
+        terminated = np.zeros(shape[:2], dtype=bool)
+        current, diverged = self._seen(self._simulators.reset(seed))
+        alive = ~diverged
+        for h in range(shape[2]):
+            obs[:, :, h] = current
+            distribution = self.policy(params, self._tensor(current))
+            action = distribution.mean
+            if not deterministic:
+                action = action + noise[h] * distribution.log_std.exp()
+            log_probs.append(distribution.log_prob(action))
+            actions.append(action)
+            clipped = np.clip(action.cpu().numpy(), self._low, self._high)
+            raw, reward[:, :, h], ended, truncated = self._simulators.step(clipped)
+            mask[:, :, h] = alive
+            self.steps_used += int(alive.sum())
+            current, broken = self._seen(raw)
+            broken |= self._simulators.diverged | ~np.isfinite(reward[:, :, h])
+            diverged |= alive & broken  # what happens after an episode's end cannot spoil it
+            terminated |= alive & ended
+            alive &= ~(ended | truncated | diverged)
+        mask[diverged], obs[diverged], current[diverged] = 0.0, 0.0, 0.0
+        reward[mask == 0] = 0.0
+        return Trajectories(
+            obs=self._tensor(obs),
+            action=torch.stack(actions, dim=2),
+            log_prob=torch.stack(log_probs, dim=2),
+            reward=self._tensor(reward),
+            mask=self._tensor(mask),
+            final_obs=self._tensor(current),
+            terminated=torch.as_tensor(terminated, device=self.policy.device),
+            diverged=torch.as_tensor(diverged, device=self.policy.device),
+        )
+
+    def _noise(self, shape: tuple[int, ...], seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=generator).to(self.policy.device)
+
+    def _seen(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the policy is shown of the raw observation ``[T, E, O]``.
+
+        Also ``[T, E]`` bool: where that was not finite; a policy is shown zeros instead, since one
+        NaN, even a masked one, would make a loss NaN.
+        """
+        if self._descriptors is not None:
+            shape = (*obs.shape[:2], self._descriptors.shape[1])
+            obs = np.concatenate([obs, np.broadcast_to(self._descriptors[:, None], shape)], axis=-1)
+        with np.errstate(over="ignore"):
+            shown = obs.astype(np.float32)
+        broken = np.asarray(~np.isfinite(shown).all(axis=-1))
+        shown[broken] = 0.0
+        return shown, broken
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.float32, device=self.policy.device)

@@ -1,0 +1,284 @@
+"""The run folder: resolved config, versions, metrics, and checkpoints that survive being killed at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+FORMAT = 1
+_PACKAGES = (
+    "engram-rl",
+    "torch",
+    "mujoco",
+    "gymnasium",
+    "numpy",
+    "hydra-core",
+    "pydantic",
+    "safetensors",
+)
+
+
+class CorruptCheckpointError(RuntimeError):
+    """No generation of a checkpoint could be read back as it was written."""
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used for what was asked."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that at any moment the path holds the old contents or the new, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write_synced(temporary, data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically. NaN and infinity, which JSON has no word for, become null."""
+    text = json.dumps(_plain(value), indent=1, allow_nan=False)
+    write_atomic(path, text.encode())
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Read a JSON file, naming it if it is not one."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); was it edited or cut off?") from None
+
+
+def versions() -> dict[str, str]:
+    """What ran: Python, the packages that matter, and the machine."""
+    out = {"python": platform.python_version(), "machine": platform.machine()}
+    out["cpus"] = str(os.cpu_count())
+    for package in _PACKAGES:
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:
+            out[package] = "not installed"
+    return out
+
+
+class Checkpoints:
+    """Generations of (tensors, progress) in a folder, newest last; the newest two are kept.
+
+    A generation is a folder that is prepared under another name and renamed when complete: ``tensors.safetensors`` and
+    ``manifest.json``, which carries the progress and the tensors' SHA-256.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> Path:
+        """Write the next generation, then drop all but the newest two."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        generations = self._generations()
+        number = int(generations[-1].name) + 1 if generations else 1
+        data = save_tensors(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        )
+        manifest = {
+            "format": FORMAT,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "bytes": len(data),
+            "progress": _plain(progress),
+        }
+        manifest["manifest_sha256"] = _digest(manifest)
+        temporary = self.folder / f".{number:08d}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _write_synced(temporary / "tensors.safetensors", data)
+        _write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        _sync_folder(temporary)
+        final = self.folder / f"{number:08d}"
+        os.rename(temporary, final)
+        _sync_folder(self.folder)
+        for old in generations[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
+        for left_over in self.folder.glob(".*.tmp"):  # of writers that were killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        return final
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest generation that is intact, or None if nothing was ever saved.
+
+        Raises:
+            CorruptCheckpointError: There are generations, but none of them is intact.
+        """
+        faults = []
+        for generation in reversed(self._generations()):
+            try:
+                tensors, progress = self._read(generation)
+            except CorruptCheckpointError as error:
+                faults.append(str(error))
+                continue
+            for fault in faults:
+                print(f"warning: {fault}; using the generation before it", file=sys.stderr)
+            return tensors, progress
+        if faults:
+            raise CorruptCheckpointError("; ".join(faults))
+        return None
+
+    def _generations(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+
+    @staticmethod
+    def _read(generation: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and progress of one generation, verified."""
+        try:
+            manifest = json.loads((generation / "manifest.json").read_bytes())
+            data = (generation / "tensors.safetensors").read_bytes()
+            recorded = manifest.pop("manifest_sha256")
+            if manifest["format"] != FORMAT:
+                raise CorruptCheckpointError(
+                    f"{generation}: format {manifest['format']}, this version reads {FORMAT}"
+                )
+            if (
+                recorded != _digest(manifest)
+                or manifest["sha256"] != hashlib.sha256(data).hexdigest()
+            ):
+                raise CorruptCheckpointError(
+                    f"{generation}: checksum does not match, the file is damaged"
+                )
+            return load_tensors(data), manifest["progress"]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+            raise CorruptCheckpointError(f"{generation}: cannot be read ({error})") from error
+
+
+class Run:
+    """A run folder. Everything a run leaves behind goes through here."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.checkpoints = Checkpoints(self.folder / "checkpoint")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one process; a lock whose owner died is free again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.folder}: another process is working in this run folder; wait for it or choose another run="
+                ) from None
+            yield
+
+    def claim(self, config: Mapping[str, Any], may_change: Set[str] = frozenset()) -> None:
+        """Write the resolved configuration and the versions, unless the folder is another experiment's.
+
+        Raises:
+            RunError: The folder was made with other settings, which are named.
+        """
+        path, settings = self.folder / "config.yaml", _plain(config)
+        if path.exists():
+            before = yaml.safe_load(path.read_text())
+            keys = {key for key in {*before, *settings} if key not in may_change}
+            changed = [
+                line
+                for key in sorted(keys)
+                for line in _differences(before.get(key), settings.get(key), key)
+            ]
+            if changed:
+                raise RunError(
+                    f"{self.folder} was made with other settings: {'; '.join(changed[:5])}. "
+                    "Choose another run= or use the same settings"
+                )
+        write_atomic(path, yaml.safe_dump(settings, sort_keys=False).encode())
+        write_json(self.folder / "versions.json", versions())
+
+    def progress(self) -> dict[str, Any] | None:
+        """How far the last checkpoint had got, or None."""
+        saved = self.checkpoints.load()
+        return None if saved is None else saved[1]
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(_plain(metrics), allow_nan=False) + "\n")
+
+    def truncate_log(self, iterations: int) -> None:
+        """Drop the lines after ``iterations``: they were made after the checkpoint that a run continues from."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text().splitlines()
+            write_atomic(path, "".join(f"{line}\n" for line in lines[:iterations]).encode())
+
+    def note_command(self, command: str, what: str, seconds: float, env_steps: int) -> None:
+        """Add to ``commands.json`` what was run here and what it cost."""
+        path = self.folder / "commands.json"
+        done = [c for c in (read_json(path) if path.exists() else []) if c["what"] != what]
+        entry = {"command": command, "what": what, "seconds": seconds, "env_steps": env_steps}
+        write_json(path, [*done, entry])
+
+
+def _differences(before: Any, now: Any, path: str) -> list[str]:  # noqa: ANN401
+    """``key=old (now new)`` for every setting that differs."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            line
+            for key in keys
+            for line in _differences(
+                before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
+            )
+        ]
+    return [] if before == now else [f"{path}={before} (now {now})"]
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """JSON's own types only; numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; on systems whose folders cannot be opened there is nothing to do."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

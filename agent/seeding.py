@@ -1,0 +1,28 @@
+"""Randomness: one seed, spawned into named streams by purpose and counter. Nothing is seeded globally.
+
+A stream is a function of (seed, purpose, counters) alone, so no generator's state has to be saved, and how long was
+trained does not change how is evaluated.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+Purpose = Literal[
+    "init", "train", "calibration", "tasks", "evaluation", "adaptation", "stream", "visit"
+]
+_PURPOSES = get_args(Purpose)
+
+
+def generator(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:
+    """The stream of random numbers for one purpose, such as training iteration 7."""
+    key = (_PURPOSES.index(purpose), *counters)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def torch_generator(seed: int, purpose: Purpose, *counters: int) -> torch.Generator:
+    """The same for torch, on the CPU."""
+    return torch.Generator().manual_seed(int(generator(seed, purpose, *counters).integers(2**62)))

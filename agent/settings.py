@@ -1,0 +1,102 @@
+"""The settings of each command, as typed fields: what may stand at the top level of its YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from agent.evaluate import EvaluationSize
+from agent.policy import PolicyConfig
+from agent.train import BatchSize, Budget, Calibration
+from envs.task import Split
+
+Seed = Annotated[int, Field(ge=0)]
+Node = dict[str, Any]
+"""A node whose class is named by its ``_target_``; built, and checked, by the command."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Machine:
+    """Where and on what a command works."""
+
+    run: str
+    """The run folder; the same command continues what is there."""
+    seed: Seed = 0
+    """Of everything random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` takes CUDA if there is one."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Of torch. Small networks are fastest on one; the physics takes all cores anyway."""
+    import_path: list[str] = field(default_factory=list)
+    """Folders of the user's own code, appended to ``sys.path``."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class TrainSettings(Machine):
+    """``engram train``."""
+
+    env: Node
+    """The family of tasks."""
+    learner: Node
+    """The meta-learner."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Size of the policy network."""
+    batch: BatchSize = field(default_factory=BatchSize)
+    """Tasks and episodes of a meta-iteration."""
+    budget: Budget = field(default_factory=Budget)
+    """How long to train."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """How the memory's key metric is estimated at the end."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 10
+    """Iterations between checkpoints."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class EvaluateSettings(Machine):
+    """``engram evaluate``."""
+
+    oracle: str | None = None
+    """Run folder of an oracle (``learner=oracle``) trained on the same family."""
+    split: Split = "heldout"
+    """Which tasks."""
+    evaluation: EvaluationSize = field(default_factory=EvaluationSize)
+    """How many, how long, how often."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class ContinualSettings(TrainSettings):
+    """``engram continual``."""
+
+    stream: Node
+    """The stream of visits, and under ``family`` where its tasks come from."""
+    agents: Annotated[list[str], Field(min_length=1)]
+    """Names of ``configs/agent`` files."""
+    agent: dict[str, Node]
+    """Their settings, by name."""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """One lifetime of each agent with each."""
+    init: str | None = None
+    """A meta-training run to start from; without one, ``<run>/init`` is trained first."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class DemoSettings(Machine):
+    """``engram demo``."""
+
+    env_steps: Annotated[int, Field(ge=1)]
+    """Of meta-training; the oracle gets as many."""
+    agents: Annotated[list[str], Field(min_length=1)]
+    """Agents of the stream."""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """Lifetimes on the stream."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class ReportSettings:
+    """``engram report``."""
+
+    run: str
+    """The run folder."""

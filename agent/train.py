@@ -1,0 +1,202 @@
+"""Meta-training: sample tasks, adapt, collect, update; and at the end learn to tell tasks apart."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from agent.learners.base import MetaLearner, Metrics
+from agent.memory.keys import IndistinguishableTasksError, KeyMetric, task_coefficients
+from agent.policy import GaussianMlp, PolicyConfig
+from agent.progress import Live, Stopped, console, stop_on_signals
+from agent.rollout import TaskBatch
+from agent.run import Run
+from agent.seeding import generator, torch_generator
+from envs.task import TaskDistribution
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class BatchSize:
+    """What one meta-iteration looks at."""
+
+    tasks: Annotated[int, Field(ge=1)] = 6
+    """T."""
+    episodes: Annotated[int, Field(ge=1)] = 10
+    """E, per task and adaptation step."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Budget:
+    """How long to train."""
+
+    env_steps: Annotated[int, Field(ge=1)] = 1_000_000
+    """Env steps of all tasks and episodes together."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Calibration:
+    """Probes of training tasks from which the memory's key metric is estimated, once, at the end of training."""
+
+    tasks: Annotated[int, Field(ge=3)] = 100
+    """Training tasks, each probed twice."""
+    episodes: Annotated[int, Field(ge=1)] = 2
+    """Episodes per probe; the same number that an agent of the stream should probe with."""
+
+
+def make_policy(
+    family: TaskDistribution, config: PolicyConfig, reveal: bool, device: torch.device | str
+) -> GaussianMlp:
+    """A policy of the right sizes; one that sees the task has its parameters among the inputs."""
+    obs_size = family.obs_size + (len(family.params) if reveal else 0)
+    return GaussianMlp(obs_size, family.action_size, config, device)
+
+
+def meta_iteration(
+    learner: MetaLearner, family: TaskDistribution, size: BatchSize, seed: int, iteration: int
+) -> Metrics:
+    """One outer step on a fresh batch of tasks."""
+    rng = generator(seed, "train", iteration)
+    started = time.perf_counter()
+    tasks = family.sample(size.tasks, rng, "train")
+    with TaskBatch(family, tasks, size.episodes, learner.policy, rng, learner.sees_task) as batch:
+        adaptation = learner.adapt(batch)
+        query = batch.collect(adaptation.params)
+        metrics = learner.update(adaptation, query)
+        episodes = [*adaptation.support, query]
+        seconds = time.perf_counter() - started
+        return metrics | {
+            "train/return_before": float(episodes[0].returns().nanmean()),
+            "train/return_after": float(query.returns().nanmean()),
+            "train/diverged": float(sum(int(e.diverged.sum()) for e in episodes)),
+            "time/env_steps_per_s": batch.steps_used / seconds,
+            "time/physics_share": batch.physics_s / seconds,
+            "iteration_steps": float(batch.steps_used),
+            "seconds": seconds,
+        }
+
+
+def train(
+    learner: MetaLearner,
+    family: TaskDistribution,
+    run: Run,
+    *,
+    size: BatchSize,
+    budget: Budget,
+    calibration: Calibration,
+    checkpoint_every: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Train to the budget, from wherever the run folder says it was. Returns the progress made.
+
+    Raises:
+        Stopped: Somebody asked to stop; everything up to the last whole iteration is saved.
+    """
+    progress = restore(learner, run) or {"iteration": 0, "env_steps": 0, "seconds": 0.0}
+    run.truncate_log(progress["iteration"])
+    with Live("meta-training", budget.env_steps) as live, stop_on_signals() as stop:
+        while progress["env_steps"] < budget.env_steps:
+            metrics = meta_iteration(learner, family, size, seed, progress["iteration"])
+            progress = _advance(progress, metrics)
+            run.log({k: progress[k] for k in ("iteration", "env_steps", "seconds")} | metrics)
+            live.update(progress["env_steps"], _note(metrics))
+            if stop.requested or progress["iteration"] % checkpoint_every == 0:
+                run.checkpoints.save(learner.state_dict(), progress)
+            if stop.requested:
+                raise Stopped(
+                    f"Stopped after iteration {progress['iteration']}; saved in {run.folder}. "
+                    "The same command continues.",
+                    stop.signal,
+                )
+    if progress.get("key_at") != progress["iteration"]:
+        run.checkpoints.save(learner.state_dict(), progress)  # before anything can go wrong
+        progress = _calibrated(learner, family, run, calibration, seed, progress)
+    return progress
+
+
+def _calibrated(
+    learner: MetaLearner,
+    family: TaskDistribution,
+    run: Run,
+    calibration: Calibration,
+    seed: int,
+    progress: dict[str, Any],
+) -> dict[str, Any]:
+    """The last checkpoint of a run, with its key metric, or with the reason why it has none."""
+    state, facts = learner.state_dict(), {"key_at": progress["iteration"], "key_steps": 0}
+    if not learner.sees_task:  # an oracle needs no keys
+        first, second, facts["key_steps"] = probe_twice(learner, family, calibration, seed)
+        try:
+            state["key_metric"] = KeyMetric.fit(first, second).weight
+        except IndistinguishableTasksError as error:
+            facts["key_failure"] = str(error)
+            console.print(
+                f"[yellow]No key metric[/]: {error}. Evaluation works, the memory will not."
+            )
+    run.checkpoints.save(state, progress | facts)
+    return progress | facts
+
+
+def restore(learner: MetaLearner, run: Run) -> dict[str, Any] | None:
+    """Put the learner where the run's last checkpoint was; None if there is none."""
+    saved = run.checkpoints.load()
+    if saved is None:
+        return None
+    tensors, progress = saved
+    learner.load_state_dict(tensors)
+    return progress
+
+
+def load_key_metric(run: Run, device: torch.device) -> KeyMetric:
+    """The key metric that a finished training run has estimated."""
+    saved = run.checkpoints.load()
+    if saved is not None and "key_metric" in saved[0]:
+        return KeyMetric(saved[0]["key_metric"].to(device))
+    if saved is not None and "key_failure" in saved[1]:
+        raise IndistinguishableTasksError(
+            f"{run.folder} has no key metric: {saved[1]['key_failure']}"
+        )
+    raise FileNotFoundError(
+        f"{run.folder}: holds no finished meta-training (no key metric in its checkpoint); run the "
+        "training command for this folder to its end first"
+    )
+
+
+def probe_twice(
+    learner: MetaLearner, family: TaskDistribution, config: Calibration, seed: int
+) -> tuple[Tensor, Tensor, int]:
+    """Coefficients ``[M, D]`` of two probes each of M training tasks, and the env steps they took."""
+    rng = generator(seed, "calibration")
+    tasks = family.sample(config.tasks, rng, "train")
+    params = learner.theta.detach().expand(len(tasks), -1)
+    with TaskBatch(family, tasks, config.episodes, learner.policy, rng) as batch:
+        first, second = (_coefficients(learner, batch, params) for _ in range(2))
+        return first, second, batch.steps_used
+
+
+def _coefficients(learner: MetaLearner, batch: TaskBatch, params: Tensor) -> Tensor:
+    return task_coefficients(batch.collect(params), learner.policy.normalizer)
+
+
+def _advance(progress: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
+    """The progress after one more iteration; its own entries are moved out of the metrics."""
+    return progress | {
+        "iteration": progress["iteration"] + 1,
+        "env_steps": progress["env_steps"] + int(metrics.pop("iteration_steps")),
+        "seconds": progress["seconds"] + metrics.pop("seconds"),
+    }
+
+
+def _note(metrics: Metrics) -> str:
+    before, after = metrics["train/return_before"], metrics["train/return_after"]
+    return f"{metrics['time/env_steps_per_s']:,.0f}/s | return {before:.1f} -> {after:.1f}"
+
+
+def new_learner(learner: MetaLearner, policy: GaussianMlp, seed: int) -> MetaLearner:
+    """Give a learner its initial state."""
+    learner.setup(policy, torch_generator(seed, "init"))
+    return learner

@@ -1,0 +1,122 @@
+"""The values that pass between the parts, and the one shape alphabet they are written in.
+
+    T tasks in a batch   E episodes per task   H steps of an episode   O observation   A action
+    P policy parameters  N memory rows         K recalled rows         D key
+
+The order is always task, episode, step, feature. T is never time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Whole episodes of T tasks. ``mask`` is 1 for steps that were really taken and may be learned from."""
+
+    obs: Tensor
+    """``[T, E, H, O]``, raw (not normalised)."""
+    action: Tensor
+    """``[T, E, H, A]``, as the policy drew it, before it was clipped to the action range."""
+    log_prob: Tensor
+    """``[T, E, H]``, under the policy that acted."""
+    reward: Tensor
+    """``[T, E, H]``."""
+    mask: Tensor
+    """``[T, E, H]``, 1 up to and including the last step; 0 throughout for episodes that diverged."""
+    final_obs: Tensor
+    """``[T, E, O]``, after step H."""
+    terminated: Tensor
+    """``[T, E]`` bool: ended by the task rather than by the horizon."""
+    diverged: Tensor
+    """``[T, E]`` bool: the physics blew up; excluded from learning and from returns."""
+    advantage: Tensor | None = None
+    """``[T, E, H]``, normalised per task; set by ``advantage.estimate``."""
+
+    def __post_init__(self) -> None:
+        """Check the shapes once, so that nothing downstream broadcasts by accident."""
+        leading = self.reward.shape
+        ok = len(leading) == 3 and self.obs.shape[:3] == self.action.shape[:3] == leading
+        ok = ok and self.log_prob.shape == self.mask.shape == leading
+        ok = (
+            ok
+            and self.final_obs.shape[:2]
+            == self.terminated.shape
+            == self.diverged.shape
+            == leading[:2]
+        )
+        if not ok or (self.advantage is not None and self.advantage.shape != leading):
+            shapes = {
+                f.name: tuple(getattr(self, f.name).shape)
+                for f in fields(self)
+                if f.name != "advantage"
+            }
+            raise ValueError(f"trajectories must agree in [T, E, H], got {shapes}")
+
+    def returns(self) -> Tensor:
+        """Undiscounted return of each episode ``[T, E]``; NaN where the simulation diverged."""
+        total = (self.reward * self.mask).sum(-1)
+        return total.masked_fill(self.diverged, torch.nan)
+
+    def mean_return(self) -> Tensor:
+        """Mean return per task ``[T]`` over the episodes that did not diverge."""
+        return self.returns().nanmean(-1)
+
+    def next_obs(self) -> Tensor:
+        """The observation after each step, ``[T, E, H, O]``."""
+        return torch.cat([self.obs[:, :, 1:], self.final_obs[:, :, None]], dim=2)
+
+    def episodes(self, index: Tensor | slice) -> Trajectories:
+        """Some of the E episodes of every task."""
+        return self._map(lambda x: x[:, index])
+
+    def detach(self) -> Trajectories:
+        """The same episodes outside of any graph."""
+        return self._map(Tensor.detach)
+
+    def with_advantage(self, advantage: Tensor) -> Trajectories:
+        """The same episodes with advantages ``[T, E, H]``."""
+        return replace(self, advantage=advantage)
+
+    def _map(self, function: Any) -> Trajectories:  # noqa: ANN401
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Trajectories(**{k: None if v is None else function(v) for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a read of the memory brought up, best row first."""
+
+    index: Tensor
+    """``[T, K]`` rows of the memory; meaningless where the weight is 0."""
+    distance: Tensor
+    """``[T, K]``; about 1 between two visits to the same task, inf where there is no row."""
+    weights: Tensor
+    """``[T, K]``, non-negative; sum to 1 where something was recalled and to 0 where nothing was."""
+    params: Tensor
+    """``[T, K, P]``, the recalled policies."""
+
+    @property
+    def accepted(self) -> Tensor:
+        """``[T]`` bool: whether anything was recalled; if not, start from the meta-initialisation."""
+        return self.weights.sum(-1) > 0
+
+    def pull(self, params: Tensor) -> Tensor:
+        """``sum_i w_i (theta_i - theta)`` for ``params [T, P]``; exactly 0 where nothing was recalled."""
+        mix = torch.einsum("tk,tkp->tp", self.weights, self.params)
+        return mix - self.weights.sum(-1, keepdim=True) * params
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What happened while T tasks were adapted to."""
+
+    params: Tensor
+    """``[T, P]`` adapted parameters."""
+    support: list[Trajectories]
+    """The episodes that each step was made from, in order."""

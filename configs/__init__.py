@@ -1,0 +1,1 @@
+"""Configuration data. Ships as the package ``agent.configs``; nothing to import here."""

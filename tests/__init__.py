@@ -1,0 +1,1 @@
+"""One file per module, plus contract suites that find every config by globbing."""
