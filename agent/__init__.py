@@ -14,14 +14,15 @@ def _refuse_foreign_envs() -> None:
     spec = _find_spec("envs")
     if spec is None or spec.origin is None:
         raise ImportError(
-            "Engram's package 'envs' is missing; reinstall with: pip install engram-rl (or pip install -e .)"
+            "Engram's package 'envs' is missing; "
+            "reinstall with: pip install engram-rl (or pip install -e .)"
         )
     theirs, ours = _Path(spec.origin), _Path(__file__)
     if not (theirs.parent / "simulation.py").is_file():
         raise ImportError(
-            f"another package named 'envs' at {theirs.parent} shadows Engram's, which belongs beside "
-            f"{ours.parent}. Run from another folder, use the 'engram' command instead of 'python -m', "
-            "or uninstall the distribution 'envs'"
+            f"another package named 'envs' at {theirs.parent} shadows Engram's, which belongs "
+            f"beside {ours.parent}. Run from another folder, use the 'engram' command instead of "
+            "'python -m', or uninstall the distribution 'envs'"
         )
 
 

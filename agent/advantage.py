@@ -1,4 +1,4 @@
-"""Advantages: generalised advantage estimation over a linear baseline that is fitted to each task's own episodes."""
+"""Generalised advantage estimation over a linear baseline fitted to each task's own episodes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def returns_to_go(reward: Tensor, mask: Tensor, gamma: float) -> Tensor:
 def gae(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimates ``[T, E, H]`` (Schulman 2016, eq. 16).
 
-    ``value [T, E, H]`` is the baseline at each step; the value after the last step is 0, since the tasks are of finite
-    horizon and the baseline sees the time.
+    ``value [T, E, H]`` is the baseline at each step; the value after the last step is 0, since the
+    tasks are of finite horizon and the baseline sees the time.
     """
     out, ahead = torch.zeros_like(reward), torch.zeros_like(reward[..., 0])
     next_value = torch.zeros_like(reward[..., 0])
@@ -37,18 +37,17 @@ def gae(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -
 
 
 def linear_baseline(obs: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Least-squares fit of ``target [T, E, H]`` on (obs, obs^2, t, t^2, t^3, 1), task by task (Duan 2016).
+    """Least-squares fit of ``target [T, E, H]`` on (obs, obs^2, t, t^2, t^3, 1), task by task.
 
-    ``obs [T, E, H, O]`` should be normalised. Returns the fitted values ``[T, E, H]``. Solved in float64: the features
-    are close to collinear.
+    After Duan 2016. ``obs [T, E, H, O]`` should be normalised. Returns the fitted values
+    ``[T, E, H]``. Solved in float64: the features are close to collinear.
     """
     horizon = obs.shape[2]
     time = torch.arange(horizon, device=obs.device, dtype=torch.float64) / horizon
     powers = torch.stack([time, time**2, time**3, torch.ones_like(time)], -1)  # [H, 4]
     powers = powers.expand(*obs.shape[:3], 4)
-    features = torch.cat([obs.double(), obs.double().square(), powers], -1).flatten(
-        1, 2
-    )  # [T, E*H, F]
+    features = torch.cat([obs.double(), obs.double().square(), powers], -1)
+    features = features.flatten(1, 2)  # [T, E*H, F]
     weighted = features * mask.double().flatten(1)[..., None]
     gram = weighted.mT @ features
     gram = gram + _RIDGE * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +30,10 @@ class Trained:
 
 
 def untrained(settings: TrainSettings) -> Trained:
-    """A learner in its initial state. The device is chosen here and nowhere else."""
+    """A learner in its initial state, on the device that the settings ask for."""
+    device = set_up(settings)
     family = build_family(settings.env, "env")
     learner = build(settings.learner, "learner")
-    device = set_up(settings)
     policy = training.make_policy(family, settings.policy, learner.sees_task, device)
     config = dataclasses.asdict(settings) | {
         "env": resolved(settings.env, family),
@@ -87,7 +89,10 @@ def check_fits(trained_on: TaskDistribution, met: TaskDistribution) -> None:
 
 
 def set_up(machine: Machine) -> torch.device:
-    """Torch's threads, and the device to work on."""
+    """The import path, torch's threads, and the device, which is chosen here and nowhere else."""
+    machine.import_path = [str(Path(f).expanduser().resolve()) for f in machine.import_path]
+    # Appended, never put first: a user's own 'envs' must not stand before ours.
+    sys.path.extend(folder for folder in machine.import_path if folder not in sys.path)
     torch.set_num_threads(machine.threads)
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda': torch finds no CUDA device here; use auto or cpu")

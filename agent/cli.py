@@ -1,6 +1,7 @@
-"""The command line: ``engram train env=... learner=... run=...``. Hydra composes, ``agent.config`` checks.
+"""The command line, ``engram train env=... learner=... run=...``.
 
-This module and what it imports stay light, so that help and configuration errors do not wait for torch.
+Hydra composes, ``agent.config`` checks. This module and what it imports stay light, so that help
+and configuration errors do not wait for torch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _EXAMPLES = {
     "demo": "engram demo run=runs/demo",
     "train": "engram train env=half_cheetah_dir learner=maml run=runs/dir budget.env_steps=1000000",
     "evaluate": "engram evaluate run=runs/dir split=heldout",
-    "continual": "engram continual stream=cheetah_faults 'agents=[engram,meta_init,finetune]' run=runs/faults",
+    "continual": "engram continual stream=cheetah_faults "
+    "'agents=[engram,meta_init,finetune]' run=runs/faults",
     "report": "engram report run=runs/demo",
 }
 _FOLDER = Path(__file__).resolve().parent
@@ -40,7 +42,7 @@ _BAD_CONFIG, _FAILED = 2, 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad configuration, 130 interrupted."""
+    """Run one command; exit code 0: done, 1: failed, 2: bad settings, 128 + signal: stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -69,10 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(command: str, config: dict[str, Any], typed: str) -> int:
     """Hand the composed configuration to the command's function in ``agent.commands``."""
-    for folder in _folders(config):
-        path = str(Path(folder).expanduser())
-        if path not in sys.path:
-            sys.path.append(path)  # appended: a user's own 'envs' must not stand before ours
     commands = importlib.import_module("agent.commands")
     from agent.progress import Stopped
 
@@ -87,24 +85,13 @@ def run_command(command: str, config: dict[str, Any], typed: str) -> int:
     return 0
 
 
-def _folders(config: dict[str, Any]) -> list[str]:
-    """The import path, which is needed before the configuration can be checked as a whole."""
-    folders = config.get("import_path") or []
-    if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
-        raise ConfigError(
-            f"import_path={folders!r}: expected a list of folders, such as [~/my_lab]"
-        )
-    return folders
-
-
 def configure(command: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The command's whole configuration as plain data, composed from the YAML files and the overrides."""
+    """The command's whole configuration as plain data, from the YAML files and the overrides."""
     overrides, search = _split(arguments)
     with initialize_config_module("agent.configs", version_base="1.3"):
         config = _compose(command, [*search, *overrides])
-        if (
-            command == "continual"
-        ):  # each agent's settings are a node of their own: agent.engram.probe_episodes=3
+        if command == "continual":
+            # Each agent's settings are a node of their own: agent.engram.probe_episodes=3.
             nodes = [f"+agent@agent.{name}={name}" for name in config["agents"]]
             config = _compose(command, [*search, *nodes, *overrides])
         return config
@@ -133,7 +120,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _settable(argument: str) -> str:
-    """Let a value be set whether the YAML lists it or not; what is no setting at all is found when building."""
+    """Let a value be set whether the YAML lists it or not; building finds what is no setting."""
     key = argument.partition("=")[0].lstrip("+~")
     if key.split("@")[0] in _groups() or key.startswith("hydra."):
         return argument
@@ -149,7 +136,7 @@ def _compose(command: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def _shortened(message: str) -> str:
-    """Hydra's message without its hints for developers, with the nearest option if one was misspelt."""
+    """Hydra's message without its hints for developers, with the option nearest to a typo."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = " ".join(
         line for line in lines if "HYDRA_FULL_ERROR" not in line and "See https" not in line
@@ -167,7 +154,7 @@ def _shortened(message: str) -> str:
 
 
 def _configs() -> Path:
-    """The folder of YAML files: beside the package in a checkout, inside of it when installed from a wheel."""
+    """The folder of YAML files: beside the package in a checkout, inside of it in a wheel."""
     spec = importlib.util.find_spec("agent.configs")
     if spec is None or spec.origin is None:
         raise ConfigError(
@@ -192,7 +179,8 @@ def _overview() -> str:
             "",
             *rows,
             "",
-            "'engram COMMAND --help' lists the settings of a command. 'python scripts/train.py ...' is the same as",
+            "'engram COMMAND --help' lists the settings of a command. "
+            "'python scripts/train.py ...' is the same as",
             "'engram train ...'.",
         ]
     )
@@ -215,7 +203,8 @@ def _help(command: str) -> str:
             *groups,
             f"  agents=[{','.join(_options('agent'))}]",
             "",
-            "  --config-dir DIR   a folder of your own YAML files (DIR/env/my_robot.yaml gives env=my_robot)",
+            "  --config-dir DIR   a folder of your own YAML files "
+            "(DIR/env/my_robot.yaml gives env=my_robot)",
             "  --cfg              print the composed configuration and stop",
         ]
     )

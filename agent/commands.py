@@ -61,7 +61,14 @@ def train(config: Config, typed: str) -> None:
         steps = progress["env_steps"] + progress["key_steps"]
         seconds = time.perf_counter() - started
         run.note_command(typed, f"meta-training in {run.folder}", seconds, steps)
-    console.print(f"Trained: {steps:,} env steps in {seconds:.0f} s. All of it is in {run.folder}")
+    rate, physics = (
+        progress["env_steps"] / progress["seconds"],
+        progress["physics_s"] / progress["seconds"],
+    )
+    console.print(
+        f"Trained: {steps:,} env steps in {seconds:.0f} s ({rate:,.0f} a second with learning, "
+        f"{physics:.0%} of the time in the simulator). All of it is in {run.folder}"
+    )
 
 
 def evaluate(config: Config, typed: str) -> None:
@@ -90,13 +97,13 @@ def evaluate(config: Config, typed: str) -> None:
 
 
 def continual(config: Config, typed: str) -> None:
-    """Live through the stream with every agent and seed, print the table, write ``summary.json``."""
+    """Live the stream with every agent and seed, print the table, write ``summary.json``."""
     settings = build(config, "", ContinualSettings)
+    set_up(settings)
     family, stream = build_stream(settings)
     agents = {name: build(settings.agent[name], f"agent.{name}") for name in settings.agents}
     run = Run(settings.run)
     init = Run(settings.init) if settings.init else _train_init(config, run, typed)
-    set_up(settings)
     trained = load_trained(init, settings)
     check_fits(trained.family, family)
     metric = training.load_key_metric(init, trained.learner.policy.device)

@@ -1,7 +1,8 @@
 """The one door through which configuration enters: plain data in, checked and typed objects out.
 
-A config node names its class with ``_target_``; the fields of that dataclass are the known keys, their annotations
-the types and ranges (pydantic). Everything wrong with a node is said at once, before anything is built from it.
+A config node names its class with ``_target_``; the fields of that dataclass are the known keys,
+their annotations the types and ranges (pydantic). Everything wrong with a node is said at once,
+before anything is built from it.
 """
 
 from __future__ import annotations
@@ -9,17 +10,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_type_hints, overload
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used, with every reason; meant to be shown to the user as it is."""
+    """A configuration that cannot be used, with every reason, fit to be shown to the user."""
 
 
-def build(node: object, path: str, expected: type | None = None) -> Any:  # noqa: ANN401
+@overload
+def build(node: object, path: str) -> Any: ...
+@overload
+def build(node: object, path: str, expected: type[T]) -> T: ...
+def build(node: object, path: str, expected: type | None = None) -> Any:
     """The object that a config node describes.
 
     Args:
@@ -28,7 +36,7 @@ def build(node: object, path: str, expected: type | None = None) -> Any:  # noqa
         expected: The class, for nodes without ``_target_``.
 
     Raises:
-        ConfigError: Naming each bad key in full, its value, what is allowed, and the nearest known key.
+        ConfigError: Naming each bad key in full, its value, what is allowed, the nearest known key.
     """
     if not isinstance(node, Mapping):
         raise ConfigError(
@@ -44,36 +52,36 @@ def build(node: object, path: str, expected: type | None = None) -> Any:  # noqa
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
-        problems = [_explain(dict(item), cls, path) for item in error.errors()]
+        problems = [_explain(item, cls, path) for item in error.errors()]
         raise ConfigError("\n".join(problems)) from None
 
 
-def resolved(node: Mapping[str, Any], built: Any) -> dict[str, Any]:  # noqa: ANN401
+def resolved(node: Mapping[str, Any], built: Any) -> dict[str, Any]:
     """The node with every default filled in, as it should be written down."""
     target = {"_target_": node["_target_"]} if "_target_" in node else {}
     return target | dataclasses.asdict(built)
 
 
-def _find(target: object, path: str) -> Callable[..., object]:
+def _find(target: object, path: str) -> type:
     """The class at a dotted path, as it stands in a config."""
     module_name, _, name = str(target).rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{path}={target!r}: cannot be imported ({error}); expected a class's dotted path, and its folder "
-            "on the path (import_path=[~/my_folder])"
+            f"{path}={target!r}: cannot be imported ({error}); expected a class's dotted path, "
+            "and its folder on the path (import_path=[~/my_folder])"
         ) from error
-    if not dataclasses.is_dataclass(found):
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(
             f"{path}={target!r}: is not a dataclass, so its settings cannot be checked"
         )
-    return found  # pyright: ignore[reportReturnType]
+    return found
 
 
-def _explain(item: dict[str, Any], cls: Any, path: str) -> str:  # noqa: ANN401
+def _explain(item: ErrorDetails, cls: type, path: str) -> str:
     """One pydantic error as a sentence."""
-    location = [part for part in item["loc"] if isinstance(part, (str, int))]
+    location = item["loc"]
     key = ".".join(map(str, [path, *location] if path else location))
     kind, value = item["type"], item.get("input")
     if kind == "unexpected_keyword_argument":
@@ -92,11 +100,12 @@ def _unknown(key: str, known: Sequence[str]) -> str:
     return f"unknown key; {hint}known are {', '.join(sorted(known))}"
 
 
-def _fields_at(cls: Any, location: Sequence[object]) -> list[str]:  # noqa: ANN401
+def _fields_at(cls: object, location: Sequence[object]) -> list[str]:
     """Names of the fields of the dataclass that sits at ``location`` inside of ``cls``."""
     for part in location:
         hint = get_type_hints(cls).get(str(part)) if dataclasses.is_dataclass(cls) else None
-        # Inside of a container (dict[str, Param]) the location's part is a key, and the dataclass its last argument.
+        # Inside of a container (dict[str, Param]) the location's part is a key, and the dataclass
+        # its last argument.
         inner = [a for a in get_args(hint) if dataclasses.is_dataclass(a)]
         if hint is not None:
             cls = inner[-1] if inner else hint

@@ -1,4 +1,4 @@
-"""Evaluation: return before adaptation and after each of a few steps, on tasks that were never trained on."""
+"""Evaluation: return before adaptation and after each of a few steps, on tasks of a split."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def evaluate(
     seed: int,
     oracle: MetaLearner | None = None,
 ) -> dict[str, Any]:
-    """The meta-learner beside an untrained policy, learning from scratch and an oracle, task by task.
+    """The meta-learner beside an untrained policy, learning from scratch and an oracle, by task.
 
-    All see the same tasks and the same evaluation seeds, and adapt with the same number of episodes. Returns what
-    ``evaluation.json`` holds.
+    All see the same tasks and the same evaluation seeds, and adapt with the same number of
+    episodes. Returns what ``evaluation.json`` holds.
     """
     tasks = family.sample(size.tasks, generator(seed, "tasks"), split, distinct=True)
     rows = len(tasks) * size.draws
@@ -113,7 +113,8 @@ def adaptation_curves(
 ) -> Curves:
     """Adapt ``params [T * draws, P]`` step by step, measuring before the first and after each step.
 
-    Without ``meta_learned`` only the task adapter is used, for what did not come from the meta-learner.
+    Without ``meta_learned``, for what did not come from the meta-learner, only the task adapter is
+    used.
     """
     repeated = [task for task in tasks for _ in range(size.draws)]
     first = 0 if meta_learned else learner.meta_steps
@@ -140,7 +141,10 @@ def measure(
     deterministic: bool = True,
     reveal: bool = False,
 ) -> tuple[Tensor, int]:
-    """Mean return ``[T, draws]`` of ``params [T * draws, P]``, always from the same starts, and the steps taken."""
+    """Mean return ``[T, draws]`` of ``params [T * draws, P]``, and the env steps taken.
+
+    The starts are always the same.
+    """
     repeated = [task for task in tasks for _ in range(size.draws)]
     rng = generator(seed, "evaluation")
     with TaskBatch(family, repeated, size.eval_episodes, policy, rng, reveal) as batch:
@@ -152,12 +156,12 @@ def held_out_note(family: TaskDistribution) -> str:
     """What is and what is not held out of training, in a sentence."""
     if family.holds_out:
         return (
-            "Held-out tasks come from cells of the parameter space (a tenth of all, chosen by hash) from which "
-            "training never draws."
+            "Held-out tasks come from cells of the parameter space (a tenth of all, chosen by "
+            "hash) from which training never draws."
         )
     return (
-        "Nothing is held out: the family is so small that every task is trained on; only the reset and action noise "
-        "of the evaluation are new."
+        "Nothing is held out: the family is so small that every task is trained on; only the reset "
+        "and action noise of the evaluation are new."
     )
 
 

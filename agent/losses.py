@@ -10,7 +10,7 @@ from agent.types import Trajectories
 
 
 def likelihood_ratio(policy: GaussianMlp, params: Tensor, episodes: Trajectories) -> Tensor:
-    """``pi_theta(a|s) / pi_old(a|s)`` at each step, ``[T, E, H]``; pi_old is the policy that acted."""
+    """``pi_theta(a|s) / pi_old(a|s)`` at each step, ``[T, E, H]``; pi_old is the one that acted."""
     log_prob = policy(params, episodes.obs).log_prob(episodes.action)
     # Masked steps may hold anything; the bound keeps them, and wild updates, from overflowing.
     return torch.exp(((log_prob - episodes.log_prob) * episodes.mask).clamp(-20.0, 20.0))

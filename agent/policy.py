@@ -1,10 +1,11 @@
-"""Policies as sizes and functions of flat parameters ``[T, P]``: one row per task, no module, no hidden state."""
+"""Policies as sizes and functions of flat parameters ``[T, P]``, a row per task; no modules."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import field
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -34,7 +35,7 @@ class DiagonalGaussian:
 
 
 class ObsNormalizer:
-    """Running mean and variance of observations ``[O]``: state that travels with every checkpoint and memory.
+    """Running mean and variance of observations ``[O]``: state that every checkpoint carries.
 
     It is updated between meta-iterations only, so within one every policy sees the same inputs.
     """
@@ -49,7 +50,7 @@ class ObsNormalizer:
         return ((obs - self.mean) * torch.rsqrt(self.var + 1e-6)).clamp(-10.0, 10.0)
 
     def update(self, obs: Tensor, mask: Tensor) -> None:
-        """Take in ``obs [..., O]`` where ``mask [...]`` is set (Chan et al. 1979, parallel variance)."""
+        """Take in ``obs [..., O]`` where ``mask [...]`` is set (parallel variance, Chan 1979)."""
         rows = obs[mask > 0]
         if len(rows) == 0:
             return
@@ -67,7 +68,8 @@ class ObsNormalizer:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from a saved state."""
-        self.mean, self.var, self.count = state["mean"], state["var"], state["count"]
+        for name in ("mean", "var", "count"):
+            setattr(self, name, state[name].to(self.mean.device))
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
@@ -85,7 +87,8 @@ class PolicyConfig:
 class GaussianMlp:
     """A tanh network with a learned, state-independent standard deviation.
 
-    P = all weights, biases and log-stds in one flat vector; T parameter sets act at once by batched matrix products.
+    P = all weights, biases and log-stds in one flat vector; T parameter sets act at once by batched
+    matrix products.
     """
 
     LOG_STD_RANGE = (-2.0, 0.5)
@@ -102,7 +105,7 @@ class GaussianMlp:
         self.device = torch.device(device)
         self.normalizer = ObsNormalizer(obs_size, device)
         sizes = [obs_size, *self.config.hidden, action_size]
-        self._layers = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self._layers = list(pairwise(sizes))
         self.num_params = sum((i + 1) * o for i, o in self._layers) + action_size
         """P."""
 
@@ -118,7 +121,10 @@ class GaussianMlp:
         return torch.cat(parts).to(self.device)
 
     def unflatten(self, params: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """``params [T, P]`` as views: per layer weights ``[T, in, out]`` and biases ``[T, 1, out]``; log-std ``[T, 1, A]``."""
+        """``params [T, P]`` as views: the layers, and the log-std ``[T, 1, A]``.
+
+        A layer is its weights ``[T, in, out]`` and biases ``[T, 1, out]``.
+        """
         layers, start = [], 0
         for i, o in self._layers:
             weight = params[:, start : start + i * o].unflatten(1, (i, o))
@@ -128,7 +134,7 @@ class GaussianMlp:
         return layers, params[:, start:].unsqueeze(1)
 
     def __call__(self, params: Tensor, obs: Tensor) -> DiagonalGaussian:
-        """Action distribution of each task's parameters ``[T, P]`` at raw observations ``[T, ..., O]``."""
+        """Each task's action distribution: ``params [T, P]``, raw observations ``[T, ..., O]``."""
         layers, log_std = self.unflatten(params)
         x = self.normalizer(obs).flatten(1, -2)  # [T, everything, O]
         for weight, bias in layers[:-1]:

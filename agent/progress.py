@@ -1,4 +1,4 @@
-"""What a person watching a long run sees: one live line in a terminal, a plain line now and then elsewhere."""
+"""What one sees of a long run: a live line in a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class Live:
 
 
 class Stop:
-    """Whether somebody asked to stop. Long loops look at it between iterations, where stopping loses nothing."""
+    """Whether somebody asked to stop.
+
+    Long loops look at it between iterations, where stopping loses nothing.
+    """
 
     def __init__(self) -> None:
         self.requested = False

@@ -32,7 +32,8 @@ class TaskBatch:
     ) -> None:
         self.tasks, self.policy, self.episodes = list(tasks), policy, episodes
         self._family, self._rng = family, rng
-        self._low, self._high = family.action_range
+        low, high = family.action_range
+        self._scale, self._middle = (high - low) / 2, (high + low) / 2
         self._descriptors = family.describe(tasks) if reveal else None
         self._simulators = family.open(self.tasks, episodes)
         self.steps_used = 0
@@ -76,8 +77,8 @@ class TaskBatch:
                 action = action + noise[h] * distribution.log_std.exp()
             log_probs.append(distribution.log_prob(action))
             actions.append(action)
-            clipped = np.clip(action.cpu().numpy(), self._low, self._high)
-            raw, reward[:, :, h], ended, truncated = self._simulators.step(clipped)
+            applied = self._applied(action.cpu().numpy())
+            raw, reward[:, :, h], ended, truncated = self._simulators.step(applied)
             mask[:, :, h] = alive
             self.steps_used += int(alive.sum())
             current, broken = self._seen(raw)
@@ -97,6 +98,10 @@ class TaskBatch:
             terminated=torch.as_tensor(terminated, device=self.policy.device),
             diverged=torch.as_tensor(diverged, device=self.policy.device),
         )
+
+    def _applied(self, action: np.ndarray) -> np.ndarray:
+        """What the simulator gets: the policy's action clipped to +-1, in the action's units."""
+        return self._scale * np.clip(action, -1.0, 1.0) + self._middle
 
     def _noise(self, shape: tuple[int, ...], seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The run folder: resolved config, versions, metrics, and checkpoints that survive being killed at any moment."""
+"""The run folder: config, versions, metrics, and checkpoints that survive a kill at any moment."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write_json(path: Path, value: object) -> None:
     write_atomic(path, text.encode())
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401
+def read_json(path: Path) -> Any:
     """Read a JSON file, naming it if it is not one."""
     try:
         return json.loads(path.read_text())
@@ -84,8 +84,9 @@ def versions() -> dict[str, str]:
 class Checkpoints:
     """Generations of (tensors, progress) in a folder, newest last; the newest two are kept.
 
-    A generation is a folder that is prepared under another name and renamed when complete: ``tensors.safetensors`` and
-    ``manifest.json``, which carries the progress and the tensors' SHA-256.
+    A generation is a folder that is prepared under another name and renamed when complete:
+    ``tensors.safetensors`` and ``manifest.json``, which carries the progress and the tensors'
+    SHA-256.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -185,12 +186,13 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunError(
-                    f"{self.folder}: another process is working in this run folder; wait for it or choose another run="
+                    f"{self.folder}: another process is working in this run folder; "
+                    "wait for it or choose another run="
                 ) from None
             yield
 
     def claim(self, config: Mapping[str, Any], may_change: Set[str] = frozenset()) -> None:
-        """Write the resolved configuration and the versions, unless the folder is another experiment's.
+        """Write the resolved settings and the versions, unless it is another experiment's folder.
 
         Raises:
             RunError: The folder was made with other settings, which are named.
@@ -224,7 +226,7 @@ class Run:
             file.write(json.dumps(_plain(metrics), allow_nan=False) + "\n")
 
     def truncate_log(self, iterations: int) -> None:
-        """Drop the lines after ``iterations``: they were made after the checkpoint that a run continues from."""
+        """Drop the lines after ``iterations``, made after the checkpoint that is continued from."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
             lines = path.read_text().splitlines()
@@ -238,7 +240,7 @@ class Run:
         write_json(path, [*done, entry])
 
 
-def _differences(before: Any, now: Any, path: str) -> list[str]:  # noqa: ANN401
+def _differences(before: Any, now: Any, path: str) -> list[str]:
     """``key=old (now new)`` for every setting that differs."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = [*before, *(key for key in now if key not in before)]
@@ -252,7 +254,7 @@ def _differences(before: Any, now: Any, path: str) -> list[str]:  # noqa: ANN401
     return [] if before == now else [f"{path}={before} (now {now})"]
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     """JSON's own types only; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}

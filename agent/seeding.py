@@ -1,7 +1,7 @@
-"""Randomness: one seed, spawned into named streams by purpose and counter. Nothing is seeded globally.
+"""Randomness: one seed, spawned into named streams by purpose and counter, and none global.
 
-A stream is a function of (seed, purpose, counters) alone, so no generator's state has to be saved, and how long was
-trained does not change how is evaluated.
+A stream is a function of (seed, purpose, counters) alone, so no generator's state has to be saved,
+and how long training took does not change an evaluation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings of each command, as typed fields: what may stand at the top level of its YAML file."""
+"""The settings of each command as typed fields: what may stand at the top of its YAML file."""
 
 from __future__ import annotations
 

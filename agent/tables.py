@@ -4,40 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 
 def evaluation_table(result: dict[str, Any]) -> Table:
-    """One row per task: returns before and after each adaptation step, with the references beside them."""
+    """One row per task: returns before and after each adaptation step, beside the references."""
     steps = len(result["mean"]["meta"]) - 1
     table = Table(
-        title=f"Return per episode of {result['horizon']} steps on {result['split']} tasks of {result['family']} "
-        f"({result['draws']} draws, {result['eval_episodes']} episodes each, {result['episodes_per_step']} episodes a "
-        "step)",
-        caption=result["held_out"],
+        title=f"Return per episode of {result['horizon']} steps on {result['split']} tasks of "
+        f"{result['family']}; mean of {result['draws']} draws x {result['eval_episodes']} episodes",
+        caption=f"A step is made from {result['episodes_per_step']} episodes. scratch: {steps} "
+        f"steps from an untrained policy; oracle: is told the task. {result['held_out']}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("task")
-    for name in ("before", *(f"step {n}" for n in range(1, steps + 1)), "random"):
-        table.add_column(name, justify="right")
-    table.add_column(f"scratch, {steps} steps", justify="right")
-    table.add_column("oracle", justify="right")
-    for task in result["tasks"]:
-        rest = (task["random"], task["scratch"][-1], task["oracle"])
-        table.add_row(task["label"], *(_number(x) for x in (*task["returns"], *rest)))
-    mean = result["mean"]
-    table.add_section()
-    rest = (mean["random"], mean["scratch"][-1], mean["oracle"])
-    table.add_row("mean", *(_number(x) for x in (*mean["meta"], *rest)), style="bold")
+    table.add_column("task", no_wrap=True, max_width=20)
+    told = result["mean"]["oracle"] is not None
+    names = ["before", *(f"step {n}" for n in range(1, steps + 1)), "random", "scratch"]
+    for name in [*names, "oracle"] if told else names:
+        table.add_column(name, justify="right", no_wrap=True, min_width=6)
+    mean = {"returns": result["mean"]["meta"], "label": "mean"} | result["mean"]
+    for task in [*result["tasks"], mean]:
+        rest = [task["random"], task["scratch"][-1], *([task["oracle"]] if told else [])]
+        style = "bold" if task is mean else None
+        if task is mean:
+            table.add_section()
+        table.add_row(task["label"], *map(_number, [*task["returns"], *rest]), style=style)
     return table
 
 
 def stream_table(summary: dict[str, Any]) -> Table:
-    """Return at the start (before any gradient step) and at the end of every visit, agent by agent."""
+    """Return at the start (before any gradient step) and the end of every visit, by agent."""
     stream, agents = summary["stream"], summary["agents"]
     lifetimes = len(summary["seeds"])
     table = Table(
-        title=f"Stream {stream['name']}: return at the start (before any gradient step) -> at the end of each visit of "
-        f"{stream['budget_episodes']} episodes; mean of {lifetimes} lifetimes"
+        title=f"Stream {stream['name']}: return at the start (before any gradient step) -> at the "
+        f"end of each visit of {stream['budget_episodes']} episodes; mean of {lifetimes} lifetimes",
+        box=box.SIMPLE_HEAD,
     )
     table.add_column("visit")
     for name in agents:

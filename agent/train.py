@@ -40,12 +40,15 @@ class Budget:
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Calibration:
-    """Probes of training tasks from which the memory's key metric is estimated, once, at the end of training."""
+    """Probes of training tasks, once, at the end, from which the key metric is estimated."""
 
     tasks: Annotated[int, Field(ge=3)] = 100
     """Training tasks, each probed twice."""
     episodes: Annotated[int, Field(ge=1)] = 2
     """Episodes per probe; the same number that an agent of the stream should probe with."""
+
+
+_NOTHING_YET: dict[str, Any] = {"iteration": 0, "env_steps": 0, "seconds": 0.0, "physics_s": 0.0}
 
 
 def make_policy(
@@ -76,6 +79,7 @@ def meta_iteration(
             "time/env_steps_per_s": batch.steps_used / seconds,
             "time/physics_share": batch.physics_s / seconds,
             "iteration_steps": float(batch.steps_used),
+            "physics_s": batch.physics_s,
             "seconds": seconds,
         }
 
@@ -96,7 +100,7 @@ def train(
     Raises:
         Stopped: Somebody asked to stop; everything up to the last whole iteration is saved.
     """
-    progress = restore(learner, run) or {"iteration": 0, "env_steps": 0, "seconds": 0.0}
+    progress = restore(learner, run) or _NOTHING_YET
     run.truncate_log(progress["iteration"])
     with Live("meta-training", budget.env_steps) as live, stop_on_signals() as stop:
         while progress["env_steps"] < budget.env_steps:
@@ -169,7 +173,7 @@ def load_key_metric(run: Run, device: torch.device) -> KeyMetric:
 def probe_twice(
     learner: MetaLearner, family: TaskDistribution, config: Calibration, seed: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Coefficients ``[M, D]`` of two probes each of M training tasks, and the env steps they took."""
+    """Coefficients ``[M, D]`` of two probes each of M training tasks, and the env steps taken."""
     rng = generator(seed, "calibration")
     tasks = family.sample(config.tasks, rng, "train")
     params = learner.theta.detach().expand(len(tasks), -1)
@@ -188,12 +192,14 @@ def _advance(progress: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
         "iteration": progress["iteration"] + 1,
         "env_steps": progress["env_steps"] + int(metrics.pop("iteration_steps")),
         "seconds": progress["seconds"] + metrics.pop("seconds"),
+        "physics_s": progress["physics_s"] + metrics.pop("physics_s"),
     }
 
 
 def _note(metrics: Metrics) -> str:
     before, after = metrics["train/return_before"], metrics["train/return_after"]
-    return f"{metrics['time/env_steps_per_s']:,.0f}/s | return {before:.1f} -> {after:.1f}"
+    rate = metrics["time/env_steps_per_s"]
+    return f"{rate:,.0f}/s | return {before:.1f} -> {after:.1f} | memory 0 rows"
 
 
 def new_learner(learner: MetaLearner, policy: GaussianMlp, seed: int) -> MetaLearner:

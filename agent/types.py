@@ -8,8 +8,8 @@ The order is always task, episode, step, feature. T is never time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +17,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Whole episodes of T tasks. ``mask`` is 1 for steps that were really taken and may be learned from."""
+    """Whole episodes of T tasks; ``mask`` is 1 for steps really taken that may be learned from."""
 
     obs: Tensor
     """``[T, E, H, O]``, raw (not normalised)."""
     action: Tensor
-    """``[T, E, H, A]``, as the policy drew it, before it was clipped to the action range."""
+    """``[T, E, H, A]``, as the policy drew it; clipped to +-1, then scaled, when applied."""
     log_prob: Tensor
     """``[T, E, H]``, under the policy that acted."""
     reward: Tensor
     """``[T, E, H]``."""
     mask: Tensor
-    """``[T, E, H]``, 1 up to and including the last step; 0 throughout for episodes that diverged."""
+    """``[T, E, H]``, 1 up to and including the last step; 0 throughout where it diverged."""
     final_obs: Tensor
     """``[T, E, O]``, after step H."""
     terminated: Tensor
@@ -83,9 +83,9 @@ class Trajectories:
         """The same episodes with advantages ``[T, E, H]``."""
         return replace(self, advantage=advantage)
 
-    def _map(self, function: Any) -> Trajectories:  # noqa: ANN401
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Trajectories:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Trajectories(**{k: None if v is None else function(v) for k, v in values.items()})
+        return replace(self, **{k: function(v) for k, v in values.items() if v is not None})
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,17 @@ class Recall:
     distance: Tensor
     """``[T, K]``; about 1 between two visits to the same task, inf where there is no row."""
     weights: Tensor
-    """``[T, K]``, non-negative; sum to 1 where something was recalled and to 0 where nothing was."""
+    """``[T, K]``, non-negative; sum to 1 where something was recalled, to 0 where nothing was."""
     params: Tensor
     """``[T, K, P]``, the recalled policies."""
 
     @property
     def accepted(self) -> Tensor:
-        """``[T]`` bool: whether anything was recalled; if not, start from the meta-initialisation."""
+        """``[T]`` bool: whether anything was recalled; if not, start at the meta-initialisation."""
         return self.weights.sum(-1) > 0
 
     def pull(self, params: Tensor) -> Tensor:
-        """``sum_i w_i (theta_i - theta)`` for ``params [T, P]``; exactly 0 where nothing was recalled."""
+        """``sum_i w_i (theta_i - theta)``, ``params [T, P]``; exactly 0 if nothing was recalled."""
         mix = torch.einsum("tk,tkp->tp", self.weights, self.params)
         return mix - self.weights.sum(-1, keepdim=True) * params
 

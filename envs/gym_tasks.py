@@ -201,7 +201,7 @@ class GymVectorTasks(VectorTasks):
         while self.envs:
             self.envs.pop().close()
 
-    def _flat(self, i: int, obs: Any) -> np.ndarray:  # noqa: ANN401
+    def _flat(self, i: int, obs: Any) -> np.ndarray:
         """An observation as one row; one of a wrong size must not be broadcast."""
         row = np.asarray(obs, dtype=np.float64).reshape(-1)
         if row.size != self._obs.shape[1]:
@@ -220,7 +220,7 @@ def _argument(param: Param, value: float) -> float | int:
     return int(value) if param.choices is not None and float(value).is_integer() else value
 
 
-def _write_attribute(inner: Any, param: Param, value: float) -> None:  # noqa: ANN401
+def _write_attribute(inner: Any, param: Param, value: float) -> None:
     name = param.to.partition(":")[2]
     nominal = np.asarray(getattr(inner, name, None))
     if nominal.dtype.kind not in "iuf":
@@ -235,14 +235,14 @@ def _write_attribute(inner: Any, param: Param, value: float) -> None:  # noqa: A
         raise ValueError(f"{param.to!r} cannot be set: {error}") from error
 
 
-def _model(inner: Any, param: Param) -> mujoco.MjModel:  # noqa: ANN401
+def _model(inner: Any, param: Param) -> mujoco.MjModel:
     model = getattr(inner, "model", None)
     if not isinstance(model, mujoco.MjModel):
         raise ValueError(f"{param.to!r}: {type(inner).__name__} has no MuJoCo model to change")
     return model
 
 
-def _physics(env: gymnasium.Env) -> Any:  # noqa: ANN401
+def _physics(env: gymnasium.Env) -> Any:
     """The environment's MuJoCo data; None where it has none."""
     data = getattr(env.unwrapped, "data", None)
     return data if isinstance(data, mujoco.MjData) else None

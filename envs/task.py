@@ -28,7 +28,7 @@ Horizon = Annotated[int, Field(ge=1)]
 # Every continuous range is cut into this many cells; a cell belongs to exactly one split.
 _CELLS_PER_RANGE = 64
 # A family with fewer cells than this cannot give some away: every split is then the whole family.
-_FEWEST_CELLS_TO_HOLD_OUT = 20
+_FEWEST_CELLS_TO_HOLD_OUT = 64
 _MAX_DRAWS = 10_000
 # With fewer than 20 tasks, this many draws miss one of them less than once in 10^20 times.
 _DRAWS_TO_SEE_ALL_OF_FEW = 1_000
@@ -106,8 +106,9 @@ class Param:
         return len(self.choices) if self.choices is not None else _CELLS_PER_RANGE
 
     def _ends(self) -> tuple[float, float]:
-        if self.choices is not None:
-            return min(self.choices), max(self.choices)
+        if self.choices is not None:  # what is left nominal belongs to the range
+            known = [*self.choices, *([] if self.neutral is None else [self.neutral])]
+            return min(known), max(known)
         if self.low is None or self.high is None:
             raise ValueError("give both low and high, or choices")
         if self.log:
@@ -276,6 +277,7 @@ class TaskDistribution(ABC):
             distance = math.inf if param.neutral is None else abs(value - param.neutral)
             if distance > 0:
                 parts.append((distance, f"{name} {'x' if param.op == 'scale' else ''}{value:.3g}"))
-        shown = sorted(parts, key=lambda part: -part[0])[:most]
-        more = f", +{len(parts) - most} more" if len(parts) > most else ""
-        return ", ".join(text for _, text in shown) + more or "nominal"
+        count = most if len(parts) <= most else most - 1
+        shown = [text for _, text in sorted(parts, key=lambda part: -part[0])[:count]]
+        more = [f"+{len(parts) - count} more"] if len(parts) > count else []
+        return ", ".join([*shown, *more]) or "nominal"

@@ -36,7 +36,7 @@ def made_up_episodes(
     horizon: int,
     seed: int = 0,
 ) -> Trajectories:
-    """Random observations and rewards with actions that ``params [T, P]`` might have taken; dtype as params."""
+    """Random observations and rewards, with actions that ``params [T, P]`` might have taken."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:

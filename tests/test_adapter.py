@@ -81,8 +81,8 @@ def test_gradient_of_the_surrogate_is_the_policy_gradient(
 
 
 def test_meta_gradient_on_quadratic_tasks_has_its_closed_form(monkeypatch: pytest.MonkeyPatch):
-    # L_i = |theta - c_i|^2 / 2; one step leaves (1 - a)(theta - c_i), so the meta-gradient is (1 - a)^2 (theta - c_i),
-    # and (1 - a)(theta - c_i) if the inner gradient is held constant.
+    # L_i = |theta - c_i|^2 / 2; one step leaves (1 - a)(theta - c_i), so the meta-gradient is
+    # (1 - a)^2 (theta - c_i), and (1 - a)(theta - c_i) if the inner gradient is held constant.
     centres = torch.tensor([[1.0, 2.0], [-3.0, 0.5]], dtype=torch.float64)
 
     def quadratic(policy: object, point: torch.Tensor, episodes: object) -> torch.Tensor:

@@ -108,11 +108,11 @@ gymnasium.register("engram-test/Hides-v0", entry_point=HidesItsCounters)
 gymnasium.register("engram-test/Keeps-v0", entry_point=KeepsItsCounters)
 
 
-def gym_tasks(env_id: str, horizon: int = 10, **fields: Any) -> GymTasks:  # noqa: ANN401
+def gym_tasks(env_id: str, horizon: int = 10, **fields: Any) -> GymTasks:
     return GymTasks(name="test", env_id=env_id, horizon=horizon, **fields)
 
 
-def fragile(horizon: int = 10, **kwargs: Any) -> GymTasks:  # noqa: ANN401
+def fragile(horizon: int = 10, **kwargs: Any) -> GymTasks:
     return gym_tasks("engram-test/Fragile-v0", horizon, kwargs=kwargs)
 
 
@@ -136,7 +136,7 @@ def play(sims: GymVectorTasks, steps: int, size: int = 2) -> list[np.ndarray]:
     return [np.stack(column) for column in zip(*results, strict=True)]
 
 
-def pendulum(to: str, **fields: Any) -> GymTasks:  # noqa: ANN401
+def pendulum(to: str, **fields: Any) -> GymTasks:
     param = Param(to=to, low=0.5, high=15.0, **fields)
     return gym_tasks("Pendulum-v1", 200, params={"x": param})
 

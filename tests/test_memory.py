@@ -124,7 +124,7 @@ def test_state_goes_and_comes_back_and_refuses_another_lineage():
     stranger = EpisodicMemory(MemoryConfig(), 1, ANCHOR + 1)
     with pytest.raises(ValueError, match="another meta-initialisation"):
         stranger.load_state_dict(store.state_dict())
-    with pytest.raises(ValueError, match="2 rows but memory.capacity=1"):
+    with pytest.raises(ValueError, match=r"2 rows but memory\.capacity=1"):
         EpisodicMemory(MemoryConfig(capacity=1), 1, ANCHOR).load_state_dict(store.state_dict())
 
 
@@ -156,12 +156,28 @@ def test_coefficients_ignore_masked_steps():
     assert torch.equal(one, other)
 
 
+def test_a_task_of_which_nothing_is_known_has_no_key_and_does_not_spoil_the_metric():
+    policy = GaussianMlp(3, 2)
+    episodes = made_up_episodes(policy, torch.zeros(2, policy.num_params), 2, 5, 60)
+    mask = episodes.mask.clone()
+    mask[1] = 0
+    found = task_coefficients(dataclasses.replace(episodes, mask=mask), ObsNormalizer(3))
+    assert torch.isfinite(found[0]).all() and torch.isnan(found[1]).all()
+    generator = torch.Generator().manual_seed(0)
+    first = 100 * torch.randn(10, 4, dtype=torch.float64, generator=generator)
+    second = first + torch.randn(10, 4, dtype=torch.float64, generator=generator)
+    spoiled = torch.cat([second, torch.full((1, 4), torch.nan, dtype=torch.float64)])
+    more = torch.cat([first, first[:1]])
+    assert torch.equal(KeyMetric.fit(more, spoiled).weight, KeyMetric.fit(first, second).weight)
+
+
 def test_metric_weighs_by_hand():
     # coordinate 0 tells tasks apart, coordinate 1 is noise around one value
     tasks = torch.tensor([[-10.0, 0.0], [0.0, 0.0], [10.0, 0.0]], dtype=torch.float64)
     noise = torch.tensor([[1.0, 5.0], [-1.0, -5.0], [1.0, 5.0]], dtype=torch.float64)
     metric = KeyMetric.fit(tasks + noise, tasks - noise)
-    # within = mean((2 n)^2) / 2 = (2, 50); between = var of the means - within / 2 = (100 - 1, 0 - 25 -> 0)
+    # within = mean((2 n)^2) / 2 = (2, 50);
+    # between = var of the means - within / 2 = (100 - 1, 0 - 25 -> 0)
     reliability = 99 / 101
     assert float(metric.weight[1]) == 0.0
     # every same-task distance is 2 * reliability / sqrt(2); scaled to 1 it leaves the weight 1 / 2

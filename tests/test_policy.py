@@ -1,6 +1,8 @@
-"""The stacked policy against plain modules, the Gaussian against torch's, the normaliser against its definition."""
+"""The stacked policy against plain modules, the Gaussian against torch's, the normaliser too."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ def as_sequential(policy: GaussianMlp, row: torch.Tensor) -> nn.Sequential:
     """The same network as torch modules, filled number by number from one flat row."""
     sizes = [policy.obs_size, *policy.config.hidden, policy.action_size]
     modules, start = [], 0
-    for i, o in zip(sizes[:-1], sizes[1:], strict=True):
+    for i, o in pairwise(sizes):
         layer = nn.Linear(i, o)
         with torch.no_grad():
             layer.weight.copy_(row[start : start + i * o].reshape(i, o).T)

@@ -232,15 +232,16 @@ def test_each_collection_is_a_fresh_draw():
     assert not torch.allclose(noise[0], noise[1], atol=0.1)
 
 
-def test_simulators_get_clipped_actions_while_the_drawn_ones_are_stored():
+def test_simulators_get_clipped_and_scaled_actions_while_the_drawn_ones_are_stored():
     family = scripted()
     episodes = collect(family)
     low, high = family.action_range
     sent = np.stack(family.simulators.actions, axis=2)
     stored = episodes.action.numpy()
-    assert np.array_equal(sent, np.clip(stored, low, high))
-    assert (stored < low).any() and (stored > high).any()
-    assert (sent.min((0, 1, 2)) == low).all() and (sent.max((0, 1, 2)) == high).all()
+    by_hand = low + (np.clip(stored, -1, 1) + 1) / 2 * (high - low)
+    np.testing.assert_allclose(sent, by_hand, rtol=1e-6, atol=1e-6)
+    assert (stored < -1).any() and (stored > 1).any()
+    assert np.isclose(sent, low).any() and np.isclose(sent, high).any()
 
 
 def test_reveal_appends_the_tasks_descriptors():

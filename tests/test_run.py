@@ -1,4 +1,4 @@
-"""The run folder: checkpoints survive being killed at any moment, and damage is never loaded in silence."""
+"""The run folder: checkpoints survive a kill at any moment; damage is never loaded in silence."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def reference() -> Iterator[Any]:
     env.close()
 
 
-def difference(sims: HalfCheetahTasks, env: Any, direction: float = 1.0) -> tuple[float, float]:  # noqa: ANN401
+def difference(sims: HalfCheetahTasks, env: Any, direction: float = 1.0) -> tuple[float, float]:
     """Largest difference of observation and reward over 1000 equal random steps."""
     sims.reset(seed=1)
     mujoco.mj_resetData(env.model, env.data)
@@ -92,14 +92,14 @@ def difference(sims: HalfCheetahTasks, env: Any, direction: float = 1.0) -> tupl
     return float(obs_gap), float(reward_gap)
 
 
-def test_it_equals_gymnasium(reference: Any):  # noqa: ANN401
+def test_it_equals_gymnasium(reference: Any):
     gaps = difference(cheetahs().open([task()], 1), reference)
     print(f"largest difference from gymnasium's HalfCheetah-v5 in 1000 steps: {gaps}")
     assert max(gaps) <= 1e-9
 
 
 @pytest.mark.parametrize("values", VALUES)
-def test_it_equals_gymnasium_with_the_tasks_parameters(reference: Any, values: dict):  # noqa: ANN401
+def test_it_equals_gymnasium_with_the_tasks_parameters(reference: Any, values: dict):
     model = reference.model
     torso = model.body("torso").id
     model.body_mass[torso] *= values["torso"]
@@ -114,7 +114,7 @@ def test_it_equals_gymnasium_with_the_tasks_parameters(reference: Any, values: d
     assert max(gaps) <= 1e-9
 
 
-def test_a_tasks_time_step_counts_in_its_reward(reference: Any):  # noqa: ANN401
+def test_a_tasks_time_step_counts_in_its_reward(reference: Any):
     reference.model.opt.timestep = 0.005
     family = cheetahs(dt=Param(to="option:timestep", low=0.001, high=0.01))
     sims = family.open([task(dt=0.005), task(dt=0.01)], 1)

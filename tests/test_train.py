@@ -1,4 +1,4 @@
-"""Meta-training as a loop: resumed equals uninterrupted, bit for bit, and the same seed gives the same numbers."""
+"""Meta-training as a loop: resumed equals uninterrupted, and equal seeds give equal numbers."""
 
 from __future__ import annotations
 

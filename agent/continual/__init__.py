@@ -1,1 +1,1 @@
-"""Lifetimes: one agent on one stream of visits, told neither which task it is at nor whether it was there before."""
+"""Lifetimes: one agent on one stream of visits, told neither the task nor whether it was met."""

@@ -1,7 +1,7 @@
 """Agents of the stream: what they start a visit from is all that tells them apart.
 
-A visit is ``begin`` (choose where to start), ``improve`` until the budget is spent, ``end``. ``params [1, P]`` is the
-policy at any time; who evaluates it cannot teach it.
+A visit is ``begin`` (choose where to start), ``improve`` until the budget is spent, ``end``.
+``params [1, P]`` is the policy at any time; who evaluates it cannot teach it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any, Protocol
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -92,11 +93,12 @@ class MetaInit:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The policy."""
-        return {"params": self.params}
+        return {"params": self.params, "step": torch.tensor(self._step)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The policy."""
-        self.params = state["params"]
+        self.params = state["params"].to(self.params.device)
+        self._step = int(state["step"])
 
     def _meta_init(self) -> Tensor:
         return self.learner.theta.detach()[None]
@@ -122,14 +124,14 @@ class Finetune(MetaInit):
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Engram(MetaInit):
-    """The agent with episodic memory: probe, recall through a gate, adapt, write what is worth it."""
+    """The agent with episodic memory: probe, recall through a gate, adapt, write if worth it."""
 
     probe_episodes: Annotated[int, Field(ge=1)] = 2
-    """Episodes under the meta-initialisation from which the task is recognised; charged like any others."""
+    """Episodes of the meta-initialisation, charged as any, from which the task is recognised."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """The episodic memory."""
     pull: Pull = field(default_factory=Pull)
-    """The memory's term in each adaptation step; off by default, as the jump at the start does the work."""
+    """The memory's term in each adaptation step; off by default, as the jump does the work."""
     jump: bool = True
     """Start from what was recalled; if false, only the pull uses it (the literal rule)."""
 
@@ -161,7 +163,7 @@ class Engram(MetaInit):
         return self._recall, self.pull.at(self._step)
 
     def end(self) -> dict[str, Any]:
-        """Keep the policy if it beats the meta-initialisation, and its task's row if there is one."""
+        """Keep the policy if it beats the meta-initialisation and, if any, its task's row."""
         row = self.store.write(self._key, self.params[0], self.score, self._baseline)
         return {"row": row, "score": self.score, "rows": self.store.size}
 

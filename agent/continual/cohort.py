@@ -1,10 +1,10 @@
-"""Many lifetimes: every agent with every seed on the same stream, and what they come to together."""
+"""Many lifetimes: every agent with every seed on one stream, and what they come to together."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.continual.agents import StreamAgent
@@ -28,7 +28,7 @@ class Cohort:
 
     @property
     def origin(self) -> str:
-        """Names the meta-initialisation: lifetimes born from another one cannot be continued from this."""
+        """Names the meta-initialisation: lifetimes born from another cannot be continued here."""
         data = self.learner.theta.detach().cpu().numpy().tobytes()
         return hashlib.sha256(data).hexdigest()[:16]
 
@@ -78,8 +78,8 @@ def _live_one(
     agent: StreamAgent,
     seed: int,
     cohort: Cohort,
-    show: Any,
-    should_stop: Any,  # noqa: ANN401
+    show: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
 ) -> Life | None:
     """One lifetime, on from where its folder is; None if it was stopped."""
     run = Run(cohort.run.folder / "lifetimes" / f"{name}-{seed}")
@@ -104,6 +104,7 @@ def _note(name: str, record: dict[str, Any], visits: int) -> str:
     rows = record["written"].get("rows", 0)
     return (
         f"{name} seed {record['seed']} visit {record['visit'] + 1}/{visits} ({record['name']}) | "
+        f"{record['env_steps'] / record['seconds']:,.0f}/s | "
         f"return {record['start']:.0f} -> {record['end']:.0f} | memory {rows} rows"
     )
 

@@ -1,4 +1,4 @@
-"""The lifetime runner: one agent on one stream with one seed, visit by visit, interruptible between visits."""
+"""The lifetime runner: one agent on one stream with one seed, interruptible between visits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from envs.task import Split, Task, TaskDistribution
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Stream:
-    """Visits to tasks in an order. A task's name is its identity; where it stands in the order is not."""
+    """Visits to tasks in an order; a task's name is its identity, its place in the order is not."""
 
     name: str
     """Name of the stream, for files and reports."""
@@ -33,7 +33,7 @@ class Stream:
     budget_episodes: Annotated[int, Field(ge=1)] = 62
     """Episodes of a visit, probes included; the same for every agent."""
     eval_episodes: Annotated[int, Field(ge=1)] = 8
-    """Episodes of the deterministic policy by which start and end are measured; they teach nothing."""
+    """Episodes of the deterministic policy that measure start and end; they teach nothing."""
     split: Split = "heldout"
     """Where the tasks are drawn from."""
 
@@ -44,7 +44,8 @@ class Stream:
         tasks = family.sample(len(names), rng, self.split, distinct=True)
         if len(tasks) < len(names):
             raise ValueError(
-                f"stream {self.name!r} names {len(names)} tasks, but {family.name!r} has only {len(tasks)}"
+                f"stream {self.name!r} names {len(names)} tasks, "
+                f"but {family.name!r} has only {len(tasks)}"
             )
         return dict(zip(names, tasks, strict=True))
 
@@ -72,7 +73,7 @@ def live(
 ) -> list[dict[str, Any]] | None:
     """Live through the stream, from the visit that the run folder has got to.
 
-    Returns a record per visit (``summary.json``), or None if ``should_stop`` said so between two visits.
+    Returns a record per visit (``summary.json``), or None if ``should_stop`` said so between two.
     """
     saved = run.checkpoints.load()
     records: list[dict[str, Any]] = []
@@ -124,9 +125,10 @@ def visit_task(agent: StreamAgent, world: World, task: Task, number: int) -> dic
 
 
 def measure(params: Tensor, world: World, task: Task) -> float:
-    """Mean return of the deterministic policy, on simulators of its own: being measured cannot teach.
+    """Mean return of the deterministic policy, on simulators of its own: measuring cannot teach.
 
-    The starts depend on the lifetime and the task alone, so all agents and visits are compared on the same ones.
+    The starts depend on the lifetime and the task alone, so all agents and visits are compared on
+    the same ones.
     """
     rng = generator(world.seed, "evaluation", int(task.id, 16))
     with TaskBatch(world.family, [task], world.stream.eval_episodes, world.policy, rng) as batch:
@@ -134,7 +136,7 @@ def measure(params: Tensor, world: World, task: Task) -> float:
 
 
 def _with_origin(record: dict[str, Any], before: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record with the visit at which the recalled row was last written, which the agent does not know."""
+    """The record with the visit that last wrote the recalled row, which the agent does not know."""
     row = record["recalled"].get("row")
     if row is None:
         return record
@@ -155,7 +157,7 @@ def metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def intervals(records: Sequence[dict[str, Any]]) -> dict[str, list[float] | None]:
-    """95 % intervals of ``metrics`` over lifetimes (Student's t); None with fewer than two lifetimes."""
+    """95 % intervals of ``metrics`` over lifetimes (Student's t); None with fewer than two."""
     seeds = sorted({r["seed"] for r in records})
     each = [metrics([r for r in records if r["seed"] == seed]) for seed in seeds]
     out: dict[str, list[float] | None] = {}
@@ -170,7 +172,7 @@ def intervals(records: Sequence[dict[str, Any]]) -> dict[str, list[float] | None
 
 
 def memory_rows(agent: StreamAgent, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of an agent's memory at the end of its life, with the tasks they were written at (for the reader)."""
+    """The memory's rows at the end of a life, with the tasks they were written at (for readers)."""
     rows = []
     for row, facts in enumerate(agent.memory_facts()):
         writers = [r for r in records if r["written"].get("row") == row]

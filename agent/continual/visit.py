@@ -1,4 +1,4 @@
-"""A visit: one task as an agent of the stream meets it. It can act until its budget is spent, and nothing else."""
+"""A visit: one task as an agent meets it, which can act until its budget is spent, and no more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from envs.task import Task, TaskDistribution
 
 
 class Visit:
-    """Budgeted access to one task. The harness owns the counter: probes, trials and training are charged alike."""
+    """Budgeted access to one task.
+
+    The harness owns the counter: probes, trials and training are charged alike.
+    """
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class Visit:
         return sum(batch.physics_s for batch in self._batches.values())
 
     def collect(self, params: Tensor, episodes: int) -> Trajectories:
-        """Act in ``episodes`` episodes with ``params [1, P]`` (T = 1); they are taken off the budget."""
+        """Act in ``episodes`` episodes with ``params [1, P]`` (T = 1), taken off the budget."""
         if not 0 < episodes <= self.remaining:
             raise ValueError(
                 f"asked for {episodes} episodes, but the visit has {self.remaining} left"

@@ -15,7 +15,10 @@ Metrics = dict[str, float]
 
 
 class MetaLearner(Protocol):
-    """Learns, across tasks, how to start and how to adapt. Hyper-parameters are fields; state is in ``state_dict``."""
+    """Learns, across tasks, how to start and how to adapt.
+
+    Hyper-parameters are fields; state is in ``state_dict``.
+    """
 
     policy: GaussianMlp
     """Turns parameters into actions; carries the observation normaliser."""
@@ -27,7 +30,7 @@ class MetaLearner(Protocol):
 
     @property
     def meta_steps(self) -> int:
-        """How many adaptation steps the meta-learned rule makes before plain task adaptation takes over."""
+        """How many steps the meta-learned rule makes before plain task adaptation takes over."""
         ...
 
     def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
@@ -42,7 +45,7 @@ class MetaLearner(Protocol):
         recall: Recall | None = None,
         beta: float = 0.0,
     ) -> Tensor:
-        """Adaptation step ``n`` (from 0) of a task, ``params [T, P] -> [T, P]``, with the memory's pull if given."""
+        """Adaptation step ``n`` (from 0), ``params [T, P] -> [T, P]``, with any pull of memory."""
         ...
 
     def adapt(self, batch: TaskBatch) -> Adaptation:

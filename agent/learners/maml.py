@@ -1,8 +1,8 @@
 """MAML with ProMP's outer objective and learned step sizes.
 
-Finn 2017 (the initialisation), Rothfuss 2019 (the clipped outer objective and the low-variance curvature), Li 2017
-(Meta-SGD: a step size for every parameter). ``inner_steps=0`` is multi-task PPO, the control that shows what
-meta-learning adds; with revealed task parameters it is the oracle.
+Finn 2017 (the initialisation), Rothfuss 2019 (the clipped outer objective and the low-variance
+curvature), Li 2017 (Meta-SGD: a step size for every parameter). ``inner_steps=0`` is multi-task
+PPO, the control that shows what meta-learning adds; with revealed task parameters it is the oracle.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Maml:
 
     @property
     def meta_steps(self) -> int:
-        """Adaptation steps made by the meta-learned rule; the control that trained for none still takes one."""
+        """Steps made by the meta-learned rule; the control, trained for none, still takes one."""
         return max(self.inner_steps, 1)
 
     @property
@@ -101,7 +101,7 @@ class Maml:
             return adapter.step(self.policy, params, self.advantages(episodes), recall, beta)
 
     def adapt(self, batch: TaskBatch) -> Adaptation:
-        """Collect and step ``inner_steps`` times from the initialisation, on all tasks of the batch at once."""
+        """Collect and step ``inner_steps`` times from the initialisation, on all tasks at once."""
         params, support = self.initial(len(batch.tasks)).detach(), []
         for _ in range(self.inner_steps):
             episodes = self.advantages(batch.collect(params))
@@ -111,7 +111,7 @@ class Maml:
         return Adaptation(params, support)
 
     def update(self, adaptation: Adaptation, query: Trajectories) -> Metrics:
-        """ProMP's outer step: clipped surrogate of the adapted policies, differentiated through their adaptation."""
+        """ProMP's outer step: clipped surrogate, differentiated through the adaptation."""
         query = self.advantages(query)
         losses = []
         for _ in range(self.outer_epochs):
@@ -121,7 +121,8 @@ class Maml:
             norm = torch.nn.utils.clip_grad_norm_([self.theta], self.max_grad_norm)
             if not torch.isfinite(norm):
                 raise FloatingPointError(
-                    "the meta-gradient is not finite; a smaller learner.inner_rate or learner.outer_rate may help"
+                    "the meta-gradient is not finite; a smaller learner.inner_rate or "
+                    "learner.outer_rate may help"
                 )
             self._optimizer.step()
             with torch.no_grad():

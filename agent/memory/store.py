@@ -1,7 +1,7 @@
 """The store: rows of (key, policy as a delta from the meta-initialisation, score), read by content.
 
-Rows live in preallocated tensors on the device, are read through a gate ("none of these" is an answer) and are
-written by merit.
+Rows live in preallocated tensors on the device, are read through a gate ("none of these" is an
+answer) and are written by merit.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ class MemoryConfig:
     """Settings of the episodic memory."""
 
     capacity: Annotated[int, Field(ge=1)] = 256
-    """N at most; when it is full, the row with the lowest score above the meta-initialisation gives way."""
+    """N at most; when full, the row that gained least over the meta-initialisation gives way."""
     gate: Annotated[float, Field(gt=0)] = 2.5
-    """Novelty gate: a row further than this is another task (1 = typical distance of two probes of one task)."""
+    """Novelty gate: a row further off is another task (1 is typical of two probes of one task)."""
     topk: Annotated[int, Field(ge=1)] = 1
     """K: rows recalled; their weights are softmax(-distance^2 / 2). 1 is the nearest row alone."""
 
 
 class EpisodicMemory:
-    """N rows on a device. Row i holds ``keys[i] [D]``, ``deltas[i] [P]``, ``scores[i]``, ``gains[i]``, ``visits[i]``."""
+    """N rows on a device.
+
+    Row i holds ``keys[i] [D]``, ``deltas[i] [P]``, ``scores[i]``, ``gains[i]``, ``visits[i]``.
+    """
 
     def __init__(self, config: MemoryConfig, key_size: int, anchor: Tensor) -> None:
-        """Reserve room for ``config.capacity`` rows around the meta-initialisation ``anchor [P]``."""
+        """Reserve ``config.capacity`` rows around the meta-initialisation ``anchor [P]``."""
         self.config, self.anchor = config, anchor
         n, device = config.capacity, anchor.device
         self.keys = torch.zeros(n, key_size, dtype=torch.float64, device=device)
@@ -50,8 +53,8 @@ class EpisodicMemory:
     def read(self, query: Tensor) -> Recall:
         """The nearest rows within the gate, for each query ``[T, D]``.
 
-        An empty memory, rows beyond the gate and a query that is not finite all answer the same: nothing recalled,
-        all weights 0.
+        An empty memory, rows beyond the gate and a query that is not finite all answer the same:
+        nothing recalled, all weights 0.
         """
         k = self.config.topk
         distance = torch.full(
@@ -73,10 +76,11 @@ class EpisodicMemory:
         return Recall(index, distance, weights.to(params.dtype), params)
 
     def write(self, key: Tensor, params: Tensor, score: float, baseline: float) -> int | None:
-        """Keep a policy ``params [P]`` that scored ``score`` where the meta-initialisation scored ``baseline``.
+        """Keep a policy ``params [P]`` that scored ``score``, the meta-initialisation ``baseline``.
 
-        Returns the row written, or None where it was not worth it: it must beat the meta-initialisation, and a row of
-        the same task (within ``config.gate``) is only replaced by something better.
+        Returns the row written, or None where it was not worth it: it must beat the
+        meta-initialisation, and a row of the same task (within ``config.gate``) is only replaced by
+        something better.
         """
         if not (torch.isfinite(key).all() and torch.isfinite(params).all() and score > baseline):
             return None
@@ -123,9 +127,10 @@ class EpisodicMemory:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over saved rows; they must be relative to the same meta-initialisation."""
-        if not torch.equal(state["anchor"], self.anchor):
+        if not torch.equal(state["anchor"].to(self.anchor.device), self.anchor):
             raise ValueError(
-                "this memory belongs to another meta-initialisation: its deltas would be added to the wrong policy"
+                "this memory belongs to another meta-initialisation: "
+                "its deltas would be added to the wrong policy"
             )
         n = len(state["keys"])
         if n > self.config.capacity:

@@ -1,0 +1,179 @@
+"""The commands end to end, with tiny budgets, in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.cli import COMMANDS, main
+
+TRAIN = ["train", "env=navigation", "budget.env_steps=2000", "batch.tasks=3", "batch.episodes=4"]
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with nothing in it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_train_evaluate_continual_report(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*TRAIN, "run=runs/a"]) == 0
+    assert "env steps" in capsys.readouterr().out
+    assert main([*TRAIN, "run=runs/a"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main(["evaluate", "run=runs/a", "split=heldout", "evaluation.tasks=2"]) == 0
+    assert "Held-out tasks come from" in " ".join(capsys.readouterr().out.split())
+    stream = ["continual", "stream=point_recall", "init=runs/a", "run=runs/a", "seeds=[0,1]"]
+    stream += ["stream.budget_episodes=9", "agents=[engram,meta_init,finetune]"]
+    assert main(stream) == 0
+    assert main(stream) == 0
+    assert "is finished" in " ".join(capsys.readouterr().out.split())
+    assert main(["report", "run=runs/a"]) == 0
+    run = folder / "runs/a"
+    expected = {"config.yaml", "versions.json", "metrics.jsonl", "checkpoint", "evaluation.json"}
+    assert expected | {"summary.json", "report.html", "lifetimes"} <= {
+        p.name for p in run.iterdir()
+    }
+    assert "summary.json" in {p.name for p in run.iterdir()}
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert {"tasks", "env_steps", "seeds"} <= evaluation.keys()
+    assert all(len(t["returns"]) == 4 and t["values"] for t in evaluation["tasks"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert list(summary["agents"]) == ["engram", "meta_init", "finetune"]
+    for agent in summary["agents"].values():
+        assert set(agent["metrics"]) == {"first.start", "first.end", "revisit.start", "revisit.end"}
+        assert len(agent["visits"]) == 2 * 6
+        assert {"task", "revisit", "start", "end", "recalled"} <= agent["visits"][0].keys()
+    page = (run / "report.html").read_text()
+    assert "http://" not in page and "https://" not in page
+    assert {p.name for p in folder.iterdir()} == {"runs"}  # no MUJOCO_LOG.TXT, no outputs/
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*TRAIN, "run=r"]) == 0
+    assert main([*TRAIN, "run=r", "learner.gamma=0.5"]) == 1
+    assert "learner.gamma=0.99 (now 0.5)" in capsys.readouterr().err
+    assert main([*TRAIN, "run=r", "budget.env_steps=3000", "threads=2"]) == 0
+
+
+def test_continual_trains_its_own_initialisation_if_none_is_named(folder: Path):
+    arguments = ["continual", "stream=point_recall", "seeds=[0]", "agents=[meta_init]", "run=r"]
+    arguments += [*TRAIN[1:], "stream.budget_episodes=4"]
+    assert main(arguments) == 0
+    assert (folder / "r/init/checkpoint").is_dir() and (folder / "r/summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "learner.gama=1"], "learner.gama: unknown key; did you mean 'gamma'"),
+        (["train", "sed=1"], "sed: unknown key; did you mean 'seed'"),
+        (["train", "env.horizon=-5"], "env.horizon=-5"),
+        (["train", "learner.gamma=1.5"], "learner.gamma=1.5"),
+        (["train", "learner.gamma=nan"], "learner.gamma=nan"),
+        (
+            ["train", "env=half_chetah_dir"],
+            "env=half_chetah_dir: unknown; did you mean 'half_cheetah_dir'",
+        ),
+        (["train", "budget.env_steps=abc"], "budget.env_steps='abc'"),
+        (["train", "budget.env_steps=???"], "budget.env_steps"),
+        (["train", "import_path=3"], "import_path=3: input should be a valid list"),
+        (["train", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
+        (["train", "nonsense"], "'nonsense': expected key=value"),
+        (["continual", "agent.engram.memory.topk=0"], "agent.engram.memory.topk=0"),
+        (["continual", "agents=[engrm]"], "engrm"),
+        (["evaluate", "split=held"], "split='held'"),
+        (["fly"], "'fly' is not a command"),
+    ],
+)
+def test_bad_configuration_is_refused_before_anything_is_made(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "run=none"], "none: not a meta-training run"),
+        (["continual", "init=none"], "none: not a meta-training run"),
+        (["report", "run=none"], "none: nothing to report on"),
+    ],
+)
+def test_missing_runs_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+):
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_is_there(command: str, capsys: pytest.CaptureFixture[str]):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "Example:" in out and "run" in out
+    assert main(["--help"]) == 0 and main([]) == 0
+    assert command in capsys.readouterr().out
+
+
+def test_the_composed_configuration_can_be_printed(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "env=navigation", "seed=7", "--cfg"]) == 0
+    out = capsys.readouterr().out
+    assert "seed: 7" in out and "envs.navigation.Navigation" in out
+
+
+def test_a_family_of_ones_own_from_outside(folder: Path):
+    (folder / "conf/env").mkdir(parents=True)
+    (folder / "lab").mkdir()
+    (folder / "lab/my_family.py").write_text(
+        "from pydantic.dataclasses import dataclass\nfrom envs.navigation import Navigation\n"
+        "@dataclass(kw_only=True, config={'extra': 'forbid'})\n"
+        "class Mine(Navigation):\n    depth: int = 3\n"
+    )
+    (folder / "conf/env/mine.yaml").write_text(
+        "_target_: my_family.Mine\nname: mine\nhorizon: 5\n"
+        'params: {angle: {to: "attr:angle", low: 0.0, high: 3.0}}\n'
+    )
+    arguments = ["train", "--config-dir", "conf", "env=mine", "import_path=[lab]", "run=r"]
+    assert main([*arguments, "budget.env_steps=500", "batch.tasks=2"]) == 0
+    assert "depth: 3" in (folder / "r/config.yaml").read_text()
+    assert sys.path.index(str(folder / "lab")) > 0
+    # The run remembers where its code lives.
+    assert main(["evaluate", "run=r", "evaluation.tasks=2"]) == 0
+    sys.path.remove(str(folder / "lab"))
+
+
+def test_scripts_are_the_commands(folder: Path):
+    for command in COMMANDS:
+        script = ROOT / "scripts" / f"{command}.py"
+        done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and f"engram {command}" in done.stdout
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(folder: Path):
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *TRAIN[1:], "run=r"]
+    command[command.index("budget.env_steps=2000")] = "budget.env_steps=100000000"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "r/metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "The same command continues" in " ".join(out.split())
+    steps = json.loads((folder / "r/metrics.jsonl").read_text().splitlines()[-1])["env_steps"]
+    assert main([*TRAIN, "run=r", f"budget.env_steps={steps + 1000}"]) == 0
+    assert len((folder / "r/metrics.jsonl").read_text().splitlines()) > steps / 480

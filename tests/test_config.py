@@ -1,0 +1,121 @@
+"""The one door: all that is wrong is said, with the full key, before anything is built."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from agent.config import ConfigError, build, resolved
+from agent.continual.lifetime import Stream
+from agent.learners.maml import Maml
+from agent.memory.store import MemoryConfig
+from agent.settings import TrainSettings
+from envs.half_cheetah import HalfCheetah
+
+MAML = {"_target_": "agent.learners.maml.Maml"}
+CHEETAH = {"_target_": "envs.half_cheetah.HalfCheetah", "name": "x"}
+
+
+def test_a_node_becomes_the_object_it_names():
+    learner = build(MAML | {"gamma": 0.5, "task_adapter": {"epochs": 3}}, "learner")
+    assert isinstance(learner, Maml)
+    assert (learner.gamma, learner.task_adapter.epochs, learner.clip) == (0.5, 3, 0.2)
+    assert MAML == {"_target_": "agent.learners.maml.Maml"}  # the node is only read
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (
+            MAML | {"gama": 0.9},
+            r"learner\.gama: unknown key; did you mean 'gamma'\? known are clip, ",
+        ),
+        (MAML | {"gamma": 1.5}, r"learner\.gamma=1\.5: .*less than or equal to 1"),
+        (MAML | {"gamma": math.nan}, r"learner\.gamma=nan"),
+        (MAML | {"outer_rate": math.inf}, r"learner\.outer_rate=inf"),
+        (MAML | {"gamma": "high"}, r"learner\.gamma='high': .*valid number"),
+        (MAML | {"outer_epochs": 2.5}, r"learner\.outer_epochs=2\.5: .*valid integer"),
+        (
+            MAML | {"task_adapter": {"rat": 1}},
+            r"learner\.task_adapter\.rat: unknown key; did you mean 'rate'",
+        ),
+        (MAML | {"task_adapter": 3}, r"learner\.task_adapter"),
+        ({"gamma": 0.9}, r"learner\._target_ is missing"),
+        ({"_target_": "no.such.Thing"}, r"learner\._target_='no\.such\.Thing': cannot be imported"),
+        ({"_target_": "math.pi"}, r"is not a dataclass"),
+        ("maml", r"learner: expected settings of .*, got 'maml'"),
+    ],
+)
+def test_each_mistake_is_named(node: object, message: str):
+    with pytest.raises(ConfigError, match=message):
+        build(node, "learner")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"horizon": -5}, r"env\.horizon=-5: .*greater than or equal to 1"),
+        ({"horizon": "abc"}, r"env\.horizon='abc'"),
+        (
+            {"params": {"mass": {"to": "model:x[y]", "low": 2, "high": 1}}},
+            r"env\.params\.mass: low=2 must be below",
+        ),
+        (
+            {"params": {"mass": {"to": "modle:x"}}},
+            r"env\.params\.mass: to='modle:x': expected attr:NAME",
+        ),
+        (
+            {"params": {"mass": {"to": "attr:x", "lo": 1}}},
+            r"env\.params\.mass\.lo: unknown key; did you mean 'low'",
+        ),
+    ],
+)
+def test_mistakes_in_a_family_are_named(change: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        build(CHEETAH | change, "env")
+
+
+def test_memory_refuses_topk_zero_and_a_missing_name_is_said():
+    with pytest.raises(ConfigError, match=r"memory\.topk=0"):
+        build({"topk": 0}, "memory", MemoryConfig)
+    with pytest.raises(ConfigError, match=r"stream\.order: missing; it has no default"):
+        build({"name": "s"}, "stream", Stream)
+
+
+def test_all_mistakes_are_said_at_once():
+    node = {"run": "r", "env": {}, "learner": {}, "sed": 1, "batch": {"tasks": 0}, "device": "tpu"}
+    with pytest.raises(ConfigError) as caught:
+        build(node, "", TrainSettings)
+    lines = str(caught.value).splitlines()
+    assert sorted(line.split(":")[0].split("=")[0] for line in lines) == [
+        "batch.tasks",
+        "device",
+        "sed",
+    ]
+
+
+def numeric_fields(cls: type) -> list[str]:
+    return [
+        f.name
+        for f in fields(cls)
+        if str(f.type).find("int") >= 0 or str(f.type).find("float") >= 0
+    ]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", numeric_fields(Maml))
+@pytest.mark.parametrize("value", [math.nan, "x", None, [1]])
+def test_no_number_of_the_learner_takes_what_is_not_one(name: str, value: object):
+    with pytest.raises(ConfigError, match=rf"learner\.{name}"):
+        build(MAML | {name: value}, "learner")
+
+
+def test_resolved_fills_in_every_default():
+    node = CHEETAH | {"horizon": 7}
+    family = build(node, "env")
+    assert isinstance(family, HalfCheetah)
+    full = resolved(node, family)
+    assert full == node | {"params": {}, "ctrl_cost": 0.1}
+    assert build(full, "env") == family

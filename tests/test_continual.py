@@ -1,0 +1,248 @@
+"""Lifetimes: budgets are kept, evaluation teaches nothing, memory recalls, resuming is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agent.adapter import Pull
+from agent.continual.agents import Engram, Finetune, MetaInit
+from agent.continual.cohort import Cohort, live_all, summarise
+from agent.continual.lifetime import Stream, World, intervals, live, measure, metrics
+from agent.continual.visit import Visit
+from agent.learners.maml import Maml
+from agent.memory.keys import KeyMetric
+from agent.memory.store import MemoryConfig
+from agent.policy import PolicyConfig
+from agent.run import Run, RunError
+from agent.seeding import generator
+from agent.train import Calibration, make_policy, new_learner, probe_twice
+from envs.half_cheetah import HalfCheetah
+from envs.task import Param
+
+BUDGET = 14
+
+
+@pytest.fixture(scope="module")
+def family() -> HalfCheetah:
+    """A cheetah of very different motors, 20 steps an episode: easily recognised and simulated."""
+    gears = {
+        f"gear_{name}": Param(to=f"model:actuator_gear[{name}]", op="scale", low=-1.0, high=1.0)
+        for name in ("bthigh", "fthigh", "bshin")
+    }
+    return HalfCheetah(name="motors", horizon=20, params=gears)
+
+
+@pytest.fixture(scope="module")
+def born(family: HalfCheetah) -> tuple[Maml, KeyMetric]:
+    """An untrained meta-initialisation with a fitted key metric."""
+    learner = new_learner(Maml(), make_policy(family, PolicyConfig(hidden=[16]), False, "cpu"), 0)
+    assert isinstance(learner, Maml)
+    first, second, _ = probe_twice(learner, family, Calibration(tasks=60, episodes=2), 0)
+    return learner, KeyMetric.fit(first, second)
+
+
+def world(family: HalfCheetah, learner: Maml, order: str = "ABAB", seed: int = 0) -> World:
+    stream = Stream(name="test", order=list(order), budget_episodes=BUDGET, eval_episodes=2)
+    return World(stream, family, learner.policy, seed)
+
+
+def lived(
+    agent: Any, around: World, born: tuple[Maml, KeyMetric], folder: Path
+) -> list[dict[str, Any]]:
+    agent.setup(*born)
+    records = live(agent, around, Run(folder))
+    assert records is not None
+    return records
+
+
+def test_every_agent_gets_the_same_budget_to_the_step(
+    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, KeyMetric]
+):
+    for agent in (Engram(), MetaInit(), Finetune(), MetaInit(episodes=5)):
+        records = lived(agent, world(family, born[0]), born, tmp_path / str(id(agent)))
+        assert [r["env_steps"] for r in records] == [BUDGET * 20] * 4
+        assert records[0]["curve"][-1]["episodes"] == BUDGET
+
+
+def test_a_visit_refuses_more_than_its_budget(family: HalfCheetah, born: tuple[Maml, KeyMetric]):
+    learner = born[0]
+    params, task = learner.theta.detach()[None], family.sample(1, generator(0, "stream"))[0]
+    with Visit(family, task, learner.policy, 3, generator(0, "visit")) as visit:
+        visit.collect(params, 2)
+        with pytest.raises(ValueError, match="asked for 2 episodes, but the visit has 1 left"):
+            visit.collect(params, 2)
+
+
+def test_being_measured_changes_nothing_and_depends_on_the_policy_alone(
+    family: HalfCheetah, born: tuple[Maml, KeyMetric]
+):
+    agent, around = Engram(), world(family, born[0])
+    agent.setup(*born)
+    task = around.stream.draw(family, 0)["A"]
+    before = {k: v.clone() for k, v in agent.state_dict().items()}
+    scores = [measure(agent.params, around, task) for _ in range(2)]
+    assert scores[0] == scores[1]
+    assert all(torch.equal(before[k], v) for k, v in agent.state_dict().items())
+    assert measure(agent.params + 0.1, around, task) != scores[0]
+
+
+def test_what_tells_the_agents_apart(
+    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, KeyMetric]
+):
+    around = world(family, born[0])
+    meta = lived(MetaInit(), around, born, tmp_path / "meta")
+    tuned = lived(Finetune(), around, born, tmp_path / "tuned")
+    assert meta[2]["start"] == meta[0]["start"]  # back to the meta-initialisation
+    assert tuned[2]["start"] != tuned[0]["start"]  # on from where it was
+    assert tuned[0] | {"seconds": 0, "physics_s": 0} == meta[0] | {"seconds": 0, "physics_s": 0}
+
+
+def test_memory_recalls_on_revisits_and_not_on_first_visits(
+    tmp_path: Path,
+    family: HalfCheetah,
+    born: tuple[Maml, KeyMetric],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    agent = Engram()
+    # at 20 steps an episode scores are noise; write whatever was learned
+    records = lived_writing_always(agent, world(family, born[0]), born, tmp_path, monkeypatch)
+    assert [r["recalled"]["row"] for r in records] == [None, None, 0, 1]
+    assert [r["recalled"].get("of_visit") for r in records[2:]] == [0, 1]
+    assert [r["written"]["rows"] for r in records] == [1, 2, 2, 2]
+    # the very policy on the very same starts, but for the rounding of theta_0 + (theta - theta_0)
+    assert records[2]["start"] == pytest.approx(records[0]["end"], rel=1e-4)
+    assert agent.store.size == len(agent.memory_facts()) == 2
+
+
+def lived_writing_always(
+    agent: Engram,
+    around: World,
+    born: tuple[Maml, KeyMetric],
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+) -> list[dict[str, Any]]:
+    agent.setup(*born)
+    write = agent.store.write
+    patch.setattr(
+        agent.store, "write", lambda key, params, score, baseline: write(key, params, 1.0, 0.0)
+    )
+    records = live(agent, around, Run(folder))
+    assert records is not None
+    return records
+
+
+def test_engram_that_can_recall_nothing_is_the_agent_without_memory(
+    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, KeyMetric]
+):
+    # a gate so narrow that nothing passes: same policy at the start of every visit as meta_init
+    around = world(family, born[0])
+    closed = lived(Engram(memory=MemoryConfig(gate=1e-9)), around, born, tmp_path / "closed")
+    meta = lived(MetaInit(), around, born, tmp_path / "meta")
+    assert [r["start"] for r in closed] == [r["start"] for r in meta]
+    assert all(r["recalled"]["row"] is None for r in closed)
+
+
+def test_the_literal_rule_pulls_without_jumping(
+    tmp_path: Path,
+    family: HalfCheetah,
+    born: tuple[Maml, KeyMetric],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    ends = []
+    for pull in (Pull(), Pull(kind="constant", beta=0.0), Pull(kind="constant", beta=0.9)):
+        agent = Engram(jump=False, pull=pull)
+        with monkeypatch.context() as patch:
+            folder = tmp_path / str(len(ends))
+            records = lived_writing_always(agent, world(family, born[0], "AA"), born, folder, patch)
+        assert records[1]["start"] == records[0]["start"]
+        assert records[1]["recalled"]["row"] == 0
+        ends.append(records[1]["end"])
+    assert ends[0] == ends[1]  # beta = 0 is bit-equal to no pull
+    assert ends[0] != ends[2]
+
+
+@pytest.mark.parametrize("kind", [Engram, MetaInit, Finetune])
+def test_stopped_between_visits_and_continued_equals_uninterrupted(
+    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, KeyMetric], kind: type[MetaInit]
+):
+    around = world(family, born[0])
+    whole = lived(kind(), around, born, tmp_path / "whole")
+    for visits in (1, 2, 3):
+        agent, folder, done = kind(), Run(tmp_path / str(visits)), []
+        agent.setup(*born)
+        assert (
+            live(agent, around, folder, done.append, lambda d=done, v=visits: len(d) == v) is None
+        )
+        fresh = kind()
+        fresh.setup(*born)
+        records = live(fresh, around, folder)
+        assert records is not None
+        assert [timeless(r) for r in records] == [timeless(r) for r in whole]
+
+
+def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if k not in ("seconds", "physics_s")}
+
+
+def cohort(family: HalfCheetah, born: tuple[Maml, KeyMetric], folder: Path) -> Cohort:
+    around = world(family, born[0], "ABA")
+    return Cohort(around.stream, family, *born, run=Run(folder))
+
+
+def test_a_cohort_is_resumed_life_by_life_and_summarised(
+    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, KeyMetric]
+):
+    together = cohort(family, born, tmp_path)
+    agents = {"engram": Engram(), "meta_init": MetaInit()}
+    first = live_all(agents, [0], together)
+    both = live_all(agents, [0, 1], together)
+    assert [life.lived for life in first] == [True, True]
+    assert [life.lived for life in both] == [False, False, True, True]
+    summary = summarise(both, together)
+    assert summary["env_steps"] == 2 * 2 * 3 * BUDGET * 20
+    assert summary["seeds"] == [0, 1]
+    visits = summary["agents"]["engram"]["visits"]
+    assert [v["revisit"] for v in visits] == [False, False, True] * 2
+    other_gate = {"engram": Engram(memory=MemoryConfig(gate=7.0))}
+    with pytest.raises(RunError, match=r"agent\.memory\.gate=2\.5 \(now 7\.0\)"):
+        live_all(other_gate, [0], together)
+
+
+def test_lifetimes_of_another_initialisation_are_not_continued(
+    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, KeyMetric]
+):
+    live_all({"meta_init": MetaInit()}, [0], cohort(family, born, tmp_path))
+    other = new_learner(Maml(), make_policy(family, PolicyConfig(hidden=[16]), False, "cpu"), 9)
+    with pytest.raises(RunError, match="meta_initialisation"):
+        live_all(
+            {"meta_init": MetaInit()},
+            [0],
+            dataclasses.replace(cohort(family, born, tmp_path), learner=other),
+        )
+
+
+def test_metrics_and_intervals_by_hand():
+    def record(seed: int, revisit: bool, start: float, end: float) -> dict[str, Any]:
+        return {"seed": seed, "revisit": revisit, "start": start, "end": end}
+
+    records = [
+        record(0, False, 0.0, 10.0),
+        record(0, True, 8.0, 12.0),
+        record(1, False, 2.0, 14.0),
+        record(1, True, 12.0, 20.0),
+    ]
+    assert metrics(records) == {
+        "first.start": 1.0,
+        "first.end": 12.0,
+        "revisit.start": 10.0,
+        "revisit.end": 16.0,
+    }
+    # two lifetimes 8 and 12: mean 10, se 2, t(.975, 1) = 12.706
+    interval = intervals(records)["revisit.start"]
+    assert interval == pytest.approx([10 - 25.412, 10 + 25.412], abs=1e-3)
+    assert intervals(records[:2])["revisit.start"] is None

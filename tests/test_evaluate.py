@@ -1,0 +1,93 @@
+"""Evaluation: paired, counted, independent of what was trained before, and teaching nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from agent.evaluate import EvaluationSize, adaptation_curves, evaluate, measure
+from agent.learners.maml import Maml
+from agent.policy import PolicyConfig
+from agent.seeding import generator
+from agent.train import BatchSize, make_policy, meta_iteration, new_learner
+from envs.navigation import Navigation
+from envs.task import Param
+
+SIZE = EvaluationSize(tasks=3, steps=2, episodes=4, draws=2, eval_episodes=2)
+
+
+def make(navigation: Navigation, **settings: bool) -> Maml:
+    learner = Maml(**settings)  # pyright: ignore[reportArgumentType]
+    policy = make_policy(navigation, PolicyConfig(hidden=[8]), learner.sees_task, "cpu")
+    new_learner(learner, policy, 0)
+    return learner
+
+
+def test_the_result_has_a_row_per_task_and_counts_every_step(navigation: Navigation):
+    learner = make(navigation)
+    result = evaluate(learner, navigation, SIZE, "heldout", 0, make(navigation, sees_task=True))
+    assert len(result["tasks"]) == 3
+    assert len({t["id"] for t in result["tasks"]}) == 3
+    for task in result["tasks"]:
+        assert len(task["returns"]) == len(task["returns_sd"]) == len(task["scratch"]) == 3
+        assert navigation.split_of(task["values"]) == "heldout"
+        assert isinstance(task["oracle"], float)
+    rows, horizon = 3 * 2, 20
+    curve = rows * horizon * (3 * 2 + 2 * 4)  # three measurements of 2 episodes, two steps of 4
+    assert result["env_steps"] == 2 * curve + 2 * rows * horizon * 2
+    means = np.mean([t["returns"] for t in result["tasks"]], axis=0)
+    assert result["mean"]["meta"] == pytest.approx(means.tolist())
+    assert result["gain_after_one_step"] == pytest.approx(means[1] - means[0])
+
+
+def test_the_gain_is_that_of_the_curve_and_measuring_is_repeatable(navigation: Navigation):
+    learner = make(navigation)
+    tasks = navigation.sample(3, np.random.default_rng(0))
+    start = learner.theta.detach().expand(6, -1)
+    curves = adaptation_curves(learner, navigation, tasks, start, SIZE, 0)
+    assert curves.returns.shape == (3, 2, 3)
+    again, _ = measure(learner.policy, navigation, tasks, start, SIZE, 0)
+    assert torch.equal(curves.returns[..., 0], again)
+    assert not torch.equal(
+        curves.returns[:, 0, 1], curves.returns[:, 1, 1]
+    )  # draws are independent
+
+
+def test_it_teaches_nothing(navigation: Navigation):
+    learner = make(navigation)
+    before = {k: v.clone() for k, v in learner.state_dict().items()}
+    evaluate(learner, navigation, SIZE, "heldout", 0)
+    assert all(torch.equal(before[k], v) for k, v in learner.state_dict().items())
+
+
+def test_tasks_and_seeds_do_not_depend_on_training(navigation: Navigation):
+    untouched, trained = make(navigation), make(navigation)
+    for i in range(3):
+        meta_iteration(trained, navigation, BatchSize(tasks=2, episodes=3), 0, i)
+    one, other = (evaluate(x, navigation, SIZE, "heldout", 5) for x in (untouched, trained))
+    assert [t["id"] for t in one["tasks"]] == [t["id"] for t in other["tasks"]]
+    assert one["mean"]["meta"] != other["mean"]["meta"]
+    assert evaluate(untouched, navigation, SIZE, "heldout", 5) == one
+
+
+def test_a_family_that_holds_nothing_out_says_so(navigation: Navigation):
+    two = Navigation(
+        name="two", horizon=20, params={"angle": Param(to="attr:angle", choices=[0.0, 3.0])}
+    )
+    result = evaluate(make(two), two, SIZE, "heldout", 0)
+    assert len(result["tasks"]) == 2
+    assert result["held_out"].startswith("Nothing is held out")
+    assert evaluate(make(navigation), navigation, SIZE, "heldout", 0)["held_out"].startswith(
+        "Held-out tasks"
+    )
+
+
+def test_the_oracle_is_measured_with_the_task_in_sight(navigation: Navigation):
+    oracle = make(navigation, sees_task=True)
+    assert oracle.policy.obs_size == 3
+    tasks = navigation.sample(2, np.random.default_rng(0))
+    start = oracle.theta.detach().expand(4, -1)
+    returns, steps = measure(oracle.policy, navigation, tasks, start, SIZE, 0, reveal=True)
+    assert returns.shape == (2, 2) and steps == 4 * 2 * 20
+    assert generator(0, "evaluation").integers(10) == generator(0, "evaluation").integers(10)
