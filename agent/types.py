@@ -75,9 +75,11 @@ class Trajectories:
         """Some of the E episodes of every task."""
         return self._map(lambda x: x[:, index])
 
-    def detach(self) -> Trajectories:
-        """The same episodes outside of any graph."""
-        return self._map(Tensor.detach)
+    def joined(self, more: Trajectories) -> Trajectories:
+        """These episodes and ``more`` of the same tasks, without advantages."""
+        names = [f.name for f in fields(self) if f.name != "advantage"]
+        pairs = {name: (getattr(self, name), getattr(more, name)) for name in names}
+        return Trajectories(**{name: torch.cat(pair, dim=1) for name, pair in pairs.items()})
 
     def with_advantage(self, advantage: Tensor) -> Trajectories:
         """The same episodes with advantages ``[T, E, H]``."""

@@ -1,8 +1,11 @@
 """Side-by-side measurements behind choices made: ratios within one run, not absolute promises.
 
-    python scripts/benchmark.py                 simulation engines, and acting with stacked policies
-    python scripts/benchmark.py keys runs/demo  which key metric tells tasks apart (needs a trained run)
+python scripts/benchmark.py: simulation engines, and acting with stacked policies.
+python scripts/benchmark.py keys runs/demo: which key metric tells tasks apart, in a trained run.
 """
+
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo ships no type stubs.)
 
 from __future__ import annotations
 
@@ -71,7 +74,8 @@ def rollout_engine(actions: np.ndarray) -> Callable[[], int]:
         state = np.zeros((SIMULATIONS, size))
         for action in actions:
             control = np.repeat(action[:, None], 5, axis=1)
-            state = pool.rollout(model, data, state, control)[0][:, -1]
+            states, _ = pool.rollout(model, data, state, control)
+            state = np.asarray(states)[:, -1]
         return actions.shape[0] * actions.shape[1]
 
     return run
@@ -98,11 +102,12 @@ def engines() -> Table:
         "mujoco.rollout, physics only": rollout_engine(actions),
         "gymnasium SyncVectorEnv": gymnasium_engine(actions),
     }
-    return rate_table("HalfCheetah, 60 simulations, random actions", "env steps/s", best_rates(methods))
+    title = f"HalfCheetah, {SIMULATIONS} simulations, random actions"
+    return rate_table(title, "env steps/s", best_rates(methods))
 
 
 def acting() -> Table:
-    """Actions per second of 20 tasks x 3 episodes: stacked parameters against a loop over modules."""
+    """Actions per second of 20 tasks x 3 episodes, stacked and one task after another."""
     policy = GaussianMlp(17, 6)
     params = torch.randn(20, policy.num_params) * 0.1
     obs = torch.randn(20, 3, 17)
@@ -134,7 +139,7 @@ def rate_table(title: str, unit: str, rates: dict[str, float]) -> Table:
 
 
 def keys(folder: str, tasks: int = 12, probes: int = 4) -> Table:
-    """Retrieval among actuator faults (train split) under two weightings of the same coefficients."""
+    """Retrieval among actuator faults (train split) under two weightings of the coefficients."""
     settings = build({"run": folder}, "", EvaluateSettings)
     trained = load_trained(Run(Path(folder)), settings)
     learner = trained.learner

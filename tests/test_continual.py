@@ -116,6 +116,7 @@ def test_memory_recalls_on_revisits_and_not_on_first_visits(
     assert [r["written"]["rows"] for r in records] == [1, 2, 2, 2]
     # the very policy on the very same starts, but for the rounding of theta_0 + (theta - theta_0)
     assert records[2]["start"] == pytest.approx(records[0]["end"], rel=1e-4)
+    assert [r["curve"][0]["episodes"] for r in records] == [6, 6, 2 + 6, 2 + 6]
     assert agent.store.size == len(agent.memory_facts()) == 2
 
 
@@ -145,6 +146,9 @@ def test_engram_that_can_recall_nothing_is_the_agent_without_memory(
     meta = lived(MetaInit(), around, born, tmp_path / "meta")
     assert [r["start"] for r in closed] == [r["start"] for r in meta]
     assert all(r["recalled"]["row"] is None for r in closed)
+    # The probe is part of the first batch: both learn from as many episodes in as many steps.
+    steps = [[point["episodes"] for point in r["curve"]] for r in (closed[0], meta[0])]
+    assert steps[0] == steps[1] == [6, 12, 14]
 
 
 def test_the_literal_rule_pulls_without_jumping(

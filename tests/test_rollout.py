@@ -259,3 +259,14 @@ def test_leaving_the_block_closes_the_simulators():
         assert batch.physics_s == 0.25
         assert not family.simulators.closed
     assert family.simulators.closed
+
+
+def test_joined_episodes_are_the_episodes_of_both():
+    policy, params = make_policy()
+    batch = TaskBatch(scripted(), TASKS, 2, policy, np.random.default_rng(0))
+    first, second = batch.collect(params), batch.collect(params)
+    both = first.joined(second)
+    assert both.reward.shape[1] == 4
+    assert torch.equal(both.obs, torch.cat([first.obs, second.obs], dim=1))
+    assert torch.equal(both.episodes(slice(2, 4)).log_prob, second.log_prob)
+    assert both.advantage is None

@@ -80,8 +80,7 @@ class MetaInit:
 
     def improve(self, visit: Visit) -> None:
         """One adaptation step on fresh episodes."""
-        episodes = visit.collect(self.params, min(self.episodes, visit.remaining))
-        self._learn(episodes, *self._memory_term())
+        self._learn(self._collect(visit), *self._memory_term())
 
     def end(self) -> dict[str, Any]:
         """Nothing is kept."""
@@ -102,6 +101,10 @@ class MetaInit:
 
     def _meta_init(self) -> Tensor:
         return self.learner.theta.detach()[None]
+
+    def _collect(self, visit: Visit) -> Trajectories:
+        """The episodes of the next adaptation step."""
+        return visit.collect(self.params, min(self.episodes, visit.remaining))
 
     def _memory_term(self) -> tuple[Recall | None, float]:
         """What the rule's last term pulls towards, and how strongly; without memory, nothing."""
@@ -140,6 +143,7 @@ class Engram(MetaInit):
         super().setup(learner, metric)
         self.store = EpisodicMemory(self.memory, len(metric.weight), learner.theta.detach().clone())
         self._recall: Recall | None = None
+        self._probe: Trajectories | None = None
 
     def begin(self, visit: Visit) -> dict[str, Any]:
         """Probe with the meta-initialisation, read the memory, and start from what it says."""
@@ -147,8 +151,10 @@ class Engram(MetaInit):
         probe = visit.collect(self.params, min(self.probe_episodes, visit.remaining))
         self._key = self.metric.key(task_coefficients(probe, self.learner.policy.normalizer))[0]
         self._baseline = self.score = float(probe.mean_return())
-        self._recall = recall = self.store.read(self._key[None])
+        self._recall, self._probe = self.store.read(self._key[None]), probe
+        recall = self._recall
         if self.jump and bool(recall.accepted):
+            self._probe = None  # made by another policy than the one that goes on
             self.params = self.params + recall.pull(self.params)
             self._step = self.learner.meta_steps  # the meta-learned step was learned for theta_0
         row = int(recall.index[0, 0]) if bool(recall.accepted) else None
@@ -158,6 +164,14 @@ class Engram(MetaInit):
             "distance": nearest if self.store.size else None,
             "rows": self.store.size,
         }
+
+    def _collect(self, visit: Visit) -> Trajectories:
+        """As without memory, but a probe made by the very policy that goes on is not wasted."""
+        probe, self._probe = self._probe, None
+        if probe is None:
+            return super()._collect(visit)
+        more = min(self.episodes - probe.reward.shape[1], visit.remaining)
+        return probe.joined(visit.collect(self.params, more)) if more > 0 else probe
 
     def _memory_term(self) -> tuple[Recall | None, float]:
         return self._recall, self.pull.at(self._step)

@@ -1,7 +1,7 @@
-"""A robot of one's own: a cart on a rail that must get to the origin. An ordinary Gymnasium environment.
+"""A robot of one's own: a cart on a rail that must get to the origin, in plain Gymnasium.
 
-It knows nothing of Engram. What differs between tasks (the motor's gain, which may be reversed, and the drag) are
-plain attributes; conf/env/my_robot.yaml says which, and from which ranges.
+It knows nothing of Engram. What differs between tasks (the motor's gain, which may be reversed, and
+the drag) are plain attributes; conf/env/my_robot.yaml says which, and from which ranges.
 """
 
 from __future__ import annotations
