@@ -38,7 +38,7 @@ _EXAMPLES = {
     "report": "engram report run=runs/demo",
 }
 _FOLDER = Path(__file__).resolve().parent
-_BAD_CONFIG, _FAILED = 2, 1
+_BAD_CONFIG, _FAILED, _INTERRUPTED = 2, 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +79,9 @@ def run_command(command: str, config: dict[str, Any], typed: str) -> int:
     except Stopped as stopped:
         print(stopped)
         return stopped.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted. What was saved stays, and the same command goes on from there.")
+        return _INTERRUPTED
     except commands.EXPECTED_FAILURES as error:
         print(f"error: {error}", file=sys.stderr)
         return _FAILED
@@ -92,6 +95,8 @@ def configure(command: str, arguments: Sequence[str]) -> dict[str, Any]:
         config = _compose(command, [*search, *overrides])
         if command == "continual":
             # Each agent's settings are a node of their own: agent.engram.probe_episodes=3.
+            if not isinstance(config["agents"], list):
+                raise ConfigError(f"agents={config['agents']!r}: expected a list, such as [engram]")
             nodes = [f"+agent@agent.{name}={name}" for name in config["agents"]]
             config = _compose(command, [*search, *nodes, *overrides])
         return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from agent.assemble import build_stream, check_fits, load_trained, set_up, untra
 from agent.config import build
 from agent.continual.cohort import Cohort, live_all, summarise
 from agent.evaluate import evaluate as evaluate_learner
+from agent.files import BadFileError
 from agent.memory.keys import IndistinguishableTasksError
 from agent.progress import console
 from agent.run import CorruptCheckpointError, Run, RunError, write_json
@@ -22,6 +24,7 @@ from agent.settings import (
     TrainSettings,
 )
 from agent.tables import evaluation_table, stream_table
+from envs.task import TaskError
 
 Config = dict[str, Any]
 EXPECTED_FAILURES = (
@@ -30,6 +33,8 @@ EXPECTED_FAILURES = (
     FileNotFoundError,
     FloatingPointError,
     IndistinguishableTasksError,
+    BadFileError,
+    TaskError,
 )
 # May differ between a run and its continuation without making it another experiment.
 _MAY_CHANGE = {"run", "budget", "device", "threads", "checkpoint_every", "import_path"}
@@ -150,7 +155,7 @@ def demo(config: Config, typed: str) -> None:
     ]
     for number, (title, stage, arguments) in enumerate(stages, 1):
         console.rule(f"[bold]{number}/{len(stages)} {title}", align="left")
-        stage(configure(arguments[0], arguments[1:]), "engram " + " ".join(arguments))
+        stage(configure(arguments[0], arguments[1:]), "engram " + shlex.join(arguments))
     console.print(f"Done in {(time.perf_counter() - started) / 60:.1f} min.")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
@@ -21,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+
+from agent.files import plain, read_json, sync_folder, write_atomic, write_json, write_synced
 
 FORMAT = 1
 _PACKAGES = (
@@ -41,32 +42,6 @@ class CorruptCheckpointError(RuntimeError):
 
 class RunError(RuntimeError):
     """A run folder that cannot be used for what was asked."""
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment the path holds the old contents or the new, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _write_synced(temporary, data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically. NaN and infinity, which JSON has no word for, become null."""
-    text = json.dumps(_plain(value), indent=1, allow_nan=False)
-    write_atomic(path, text.encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file, naming it if it is not one."""
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); was it edited or cut off?") from None
 
 
 def versions() -> dict[str, str]:
@@ -104,18 +79,18 @@ class Checkpoints:
             "format": FORMAT,
             "sha256": hashlib.sha256(data).hexdigest(),
             "bytes": len(data),
-            "progress": _plain(progress),
+            "progress": plain(progress),
         }
         manifest["manifest_sha256"] = _digest(manifest)
         temporary = self.folder / f".{number:08d}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        _write_synced(temporary / "tensors.safetensors", data)
-        _write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-        _sync_folder(temporary)
+        write_synced(temporary / "tensors.safetensors", data)
+        write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        sync_folder(temporary)
         final = self.folder / f"{number:08d}"
         os.rename(temporary, final)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         for old in generations[:-1]:
             shutil.rmtree(old, ignore_errors=True)
         for left_over in self.folder.glob(".*.tmp"):  # of writers that were killed
@@ -197,7 +172,7 @@ class Run:
         Raises:
             RunError: The folder was made with other settings, which are named.
         """
-        path, settings = self.folder / "config.yaml", _plain(config)
+        path, settings = self.folder / "config.yaml", plain(config)
         if path.exists():
             before = yaml.safe_load(path.read_text())
             keys = {key for key in {*before, *settings} if key not in may_change}
@@ -223,7 +198,7 @@ class Run:
         """Append one line to ``metrics.jsonl``."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(_plain(metrics), allow_nan=False) + "\n")
+            file.write(json.dumps(plain(metrics), allow_nan=False) + "\n")
 
     def truncate_log(self, iterations: int) -> None:
         """Drop the lines after ``iterations``, made after the checkpoint that is continued from."""
@@ -254,33 +229,5 @@ def _differences(before: Any, now: Any, path: str) -> list[str]:
     return [] if before == now else [f"{path}={before} (now {now})"]
 
 
-def _plain(value: Any) -> Any:
-    """JSON's own types only; numbers that are not finite become None."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
-
-
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; on systems whose folders cannot be opened there is nothing to do."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

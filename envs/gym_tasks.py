@@ -26,7 +26,7 @@ from gymnasium.spaces import Box
 from pydantic import Field
 
 from envs.simulation import UNSTABLE, apply_op, naming, write_one_model
-from envs.task import Param, Task, TaskDistribution, VectorTasks
+from envs.task import Param, Task, TaskDistribution, TaskError, VectorTasks
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,7 @@ class GymTasks(TaskDistribution):
         """Check that no unknown default has to be scaled or shifted."""
         for name, param in self.params.items():
             if param.to.startswith("kwarg:") and param.op != "set":
-                raise ValueError(
+                raise TaskError(
                     f"{self.name}.params.{name}: {param.to!r} takes op=set only, got op={param.op}:"
                     " the argument's default is not known; use attr: to change a nominal value"
                 )
@@ -79,12 +79,12 @@ class GymTasks(TaskDistribution):
         here = f"{self.name}: {self.env_id!r}"
         if not isinstance(obs, Box) or not isinstance(action, Box):
             what, space = ("action", action) if isinstance(obs, Box) else ("observation", obs)
-            raise ValueError(
+            raise TaskError(
                 f"{here} has the {what} space {space}; this first form takes Box observations "
                 "and Box actions only (Dict, Tuple and Discrete come later)"
             )
         if not (np.issubdtype(action.dtype, np.floating) and action.is_bounded()):
-            raise ValueError(
+            raise TaskError(
                 f"{here} has the action space {action}; it must be of real numbers within finite "
                 "bounds, because a policy's actions are real and are clipped to the bounds"
             )
@@ -104,7 +104,7 @@ class GymTasks(TaskDistribution):
         try:
             return gymnasium.make(self.env_id, **{**self.kwargs, **kwargs})
         except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise ValueError(f"{self.name}: cannot make {self.env_id!r}: {error}") from error
+            raise TaskError(f"{self.name}: cannot make {self.env_id!r}: {error}") from error
 
     def write_params(self, env: gymnasium.Env, values: Mapping[str, float]) -> None:
         """Write a task's ``attr:``, ``model:`` and ``option:`` values into a fresh environment."""
@@ -206,7 +206,7 @@ class GymVectorTasks(VectorTasks):
         row = np.asarray(obs, dtype=np.float64).reshape(-1)
         if row.size != self._obs.shape[1]:
             task = self._family.label(self.tasks[i // self.copies])
-            raise ValueError(
+            raise TaskError(
                 f"{self._family.name}: task {task!r} gave an observation of shape {np.shape(obs)}, "
                 f"but the family's observation space is {self._family.spaces[0]}"
             )
@@ -224,7 +224,7 @@ def _write_attribute(inner: Any, param: Param, value: float) -> None:
     name = param.to.partition(":")[2]
     nominal = np.asarray(getattr(inner, name, None))
     if nominal.dtype.kind not in "iuf":
-        raise ValueError(f"{param.to!r}: {type(inner).__name__} has no number or array {name!r}")
+        raise TaskError(f"{param.to!r}: {type(inner).__name__} has no number or array {name!r}")
     new = np.array(apply_op(param.op, nominal, np.array([value]))[0])
     if nominal.ndim == 0:
         whole = nominal.dtype.kind != "f" and float(new).is_integer()  # a count stays a count
@@ -232,13 +232,13 @@ def _write_attribute(inner: Any, param: Param, value: float) -> None:
     try:
         setattr(inner, name, new)
     except AttributeError as error:
-        raise ValueError(f"{param.to!r} cannot be set: {error}") from error
+        raise TaskError(f"{param.to!r} cannot be set: {error}") from error
 
 
 def _model(inner: Any, param: Param) -> mujoco.MjModel:
     model = getattr(inner, "model", None)
     if not isinstance(model, mujoco.MjModel):
-        raise ValueError(f"{param.to!r}: {type(inner).__name__} has no MuJoCo model to change")
+        raise TaskError(f"{param.to!r}: {type(inner).__name__} has no MuJoCo model to change")
     return model
 
 

@@ -23,7 +23,7 @@ import mujoco
 import numpy as np
 from mujoco import batch
 
-from envs.task import Param, Task, TaskDistribution, VectorTasks
+from envs.task import Param, Task, TaskDistribution, TaskError, VectorTasks
 
 _log = logging.getLogger("engram.mujoco")
 # MuJoCo would print each warning and append it to MUJOCO_LOG.TXT in the user's folder. Divergence,
@@ -65,7 +65,7 @@ def naming(family: str, name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{family}.params.{name}: {error}") from error
+        raise TaskError(f"{family}.params.{name}: {error}") from error
 
 
 def apply_op(op: str, nominal: np.ndarray | float, values: np.ndarray) -> np.ndarray:
@@ -95,15 +95,15 @@ def write_model_param(
     kind, _, target = param.to.partition(":")
     match = _TARGET.match(target)
     if match is None:
-        raise ValueError(f"{param.to!r}: expected {kind}:FIELD or {kind}:FIELD[NAME]")
+        raise TaskError(f"{param.to!r}: expected {kind}:FIELD or {kind}:FIELD[NAME]")
     name, key = match["field"], match["key"]
     source = model.opt if kind == "option" else model
     whole = np.asarray(getattr(source, name, None))
     if whole.dtype.kind != "f":  # integers are structure (ids, flags), or would cut a value short
-        raise ValueError(f"{param.to!r}: MuJoCo's {kind} has no field of real numbers {name!r}")
+        raise TaskError(f"{param.to!r}: MuJoCo's {kind} has no field of real numbers {name!r}")
     index = () if key is None else (_row(model, name, key),)
     if index and (whole.ndim == 0 or index[0] >= len(whole)):
-        raise ValueError(f"{param.to!r}: {name} has no such row; its shape is {whole.shape}")
+        raise TaskError(f"{param.to!r}: {name} has no such row; its shape is {whole.shape}")
     fields = [name, "body_inertia"] if (name, param.op) == ("body_mass", "scale") else [name]
     for each in fields:
         nominal = np.asarray(getattr(source, each))[index]
@@ -134,7 +134,7 @@ def _row(model: mujoco.MjModel, field: str, key: str) -> int:
     kind = _ROWS_OF.get(field.split("_")[0])
     index = -1 if kind is None else mujoco.mj_name2id(model, kind, key)
     if kind is None or index < 0:
-        raise ValueError(
+        raise TaskError(
             f"{field}[{key}]: no row of that name in the model; use a name from the XML or a number"
         )
     if field.startswith("dof"):  # a joint's name stands for its first degree of freedom
@@ -185,7 +185,7 @@ class SimulatedTasks(VectorTasks):
         elif kind in ("model", "option"):
             write_model_param(param, values, self.model, self._batch.expand)
         else:
-            raise ValueError(
+            raise TaskError(
                 f"{param.to!r} is nothing that this native family can change; "
                 "use model:, option:, or attr: with an attribute of the family"
             )

@@ -34,6 +34,10 @@ _MAX_DRAWS = 10_000
 _DRAWS_TO_SEE_ALL_OF_FEW = 1_000
 
 
+class TaskError(ValueError):
+    """A family that cannot be simulated or sampled as it was described; the message says why."""
+
+
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Param:
     """One task parameter: where its value lands, how it is applied and what it is drawn from."""
@@ -230,14 +234,14 @@ class TaskDistribution(ABC):
         back then gives all it has, even if these are fewer than ``n``.
         """
         if split not in SPLITS:
-            raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+            raise TaskError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
         tasks: list[Task] = []
         for fixed in self._strata(n, rng):
             task = self._draw_from(split, rng, fixed, set(tasks) if distinct else set())
             if task is not None:
                 tasks.append(task)
             elif self.holds_out:
-                raise ValueError(
+                raise TaskError(
                     f"no further task of {self.name!r} in split {split!r} after {_MAX_DRAWS} "
                     "draws; the family may be too small for this many distinct tasks"
                 )
@@ -277,7 +281,7 @@ class TaskDistribution(ABC):
             distance = math.inf if param.neutral is None else abs(value - param.neutral)
             if distance > 0:
                 parts.append((distance, f"{name} {'x' if param.op == 'scale' else ''}{value:.3g}"))
-        count = most if len(parts) <= most else most - 1
+        count = most if len(parts) <= most else max(most - 1, 1)
         shown = [text for _, text in sorted(parts, key=lambda part: -part[0])[:count]]
         more = [f"+{len(parts) - count} more"] if len(parts) > count else []
         return ", ".join([*shown, *more]) or "nominal"

@@ -93,6 +93,7 @@ def test_continual_trains_its_own_initialisation_if_none_is_named(folder: Path):
         (["train", "nonsense"], "'nonsense': expected key=value"),
         (["continual", "agent.engram.memory.topk=0"], "agent.engram.memory.topk=0"),
         (["continual", "agents=[engrm]"], "engrm"),
+        (["continual", "agents=engram"], "agents='engram': expected a list"),
         (["evaluate", "split=held"], "split='held'"),
         (["fly"], "'fly' is not a command"),
     ],
@@ -118,6 +119,29 @@ def test_missing_runs_are_named(
 ):
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+def test_bad_files_and_families_are_one_line_errors(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    (folder / "evaluation.json").write_text("{")
+    assert main(["report", "run=."]) == 1
+    assert "evaluation.json: is not valid JSON" in capsys.readouterr().err
+    target = "env.params={mass: {to: 'model:body_mass[wing]', op: scale, low: 0.5, high: 2.0}}"
+    assert main(["train", "env=half_cheetah_dir", target, "run=r"]) == 1
+    error = capsys.readouterr().err
+    assert "half_cheetah_dir.params.mass" in error and "wing" in error
+
+
+def test_an_interruption_outside_of_the_loops_is_no_traceback(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agent.commands.report", interrupted)
+    assert main(["report", "run=x"]) == 130
+    assert "goes on from there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

@@ -97,7 +97,8 @@ def test_the_same_task_updates_its_row_only_with_something_better():
     torch.testing.assert_close(store.read(query(0.0)).params[0, 0], ANCHOR + 1)
     assert store.write(torch.tensor([1.0]), ANCHOR + 7, score=6.0, baseline=0.0) == 0
     torch.testing.assert_close(store.read(query(1.0)).params[0, 0], ANCHOR + 7)
-    assert (store.size, int(store.visits[0])) == (1, 3)
+    assert store.write(torch.tensor([1.0]), ANCHOR, score=-9.0, baseline=0.0) is None
+    assert (store.size, int(store.visits[0])) == (1, 4)  # a visit counts even if nothing was kept
 
 
 def test_a_full_memory_gives_up_the_row_that_gained_least():

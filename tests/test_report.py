@@ -173,7 +173,7 @@ def test_missing_and_inconsistent_keys_are_named(tmp_path: Path):
 
 def test_a_failed_write_keeps_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     old = html_of(fill(tmp_path))
-    monkeypatch.setattr(page.os, "replace", lambda *_: 1 / 0)
+    monkeypatch.setattr("agent.files.os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         page.write_report(fill(tmp_path, config__yaml="changed: 1"))
     assert (tmp_path / "report.html").read_text() == old and not list(tmp_path.glob(".*"))

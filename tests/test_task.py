@@ -215,7 +215,7 @@ def test_a_label_names_what_differs_most_from_nominal():
     tasks = rich_family()
     values = {"direction": -1.0, "mass": 1.5, "wind": 0.25}
     assert tasks.label(Task("test", values)) == "direction -1, mass x1.5, wind 0.25"
-    assert tasks.label(Task("test", values), most=2) == "direction -1, +2 more"
+    assert tasks.label(Task("test", values), most=1) == "direction -1, +2 more"
     nominal = family(mass=rich_family().params["mass"])
     assert nominal.label(Task("test", {"mass": 1.0})) == "nominal"
 

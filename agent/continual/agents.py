@@ -177,7 +177,11 @@ class Engram(MetaInit):
         return self._recall, self.pull.at(self._step)
 
     def end(self) -> dict[str, Any]:
-        """Keep the policy if it beats the meta-initialisation and, if any, its task's row."""
+        """Keep the policy if it beats the meta-initialisation and, if any, its task's row.
+
+        Its score is that of the last episodes, which were acted one adaptation step earlier:
+        measuring the very last policy would cost episodes that can be learned from instead.
+        """
         row = self.store.write(self._key, self.params[0], self.score, self._baseline)
         return {"row": row, "score": self.score, "rows": self.store.size}
 

@@ -19,7 +19,7 @@ from agent.policy import GaussianMlp
 from agent.rollout import TaskBatch
 from agent.run import Run
 from agent.seeding import generator
-from envs.task import Split, Task, TaskDistribution
+from envs.task import Split, Task, TaskDistribution, TaskError
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
@@ -30,7 +30,7 @@ class Stream:
     """Name of the stream, for files and reports."""
     order: Annotated[list[str], Field(min_length=1)]
     """Names of the tasks visited; a name that comes again is a re-visit."""
-    budget_episodes: Annotated[int, Field(ge=1)] = 62
+    budget_episodes: Annotated[int, Field(ge=1)] = 60
     """Episodes of a visit, probes included; the same for every agent."""
     eval_episodes: Annotated[int, Field(ge=1)] = 8
     """Episodes of the deterministic policy that measure start and end; they teach nothing."""
@@ -43,7 +43,7 @@ class Stream:
         rng = generator(seed, "stream")
         tasks = family.sample(len(names), rng, self.split, distinct=True)
         if len(tasks) < len(names):
-            raise ValueError(
+            raise TaskError(
                 f"stream {self.name!r} names {len(names)} tasks, "
                 f"but {family.name!r} has only {len(tasks)}"
             )

@@ -72,7 +72,7 @@ class KeyMetric:
             known = (torch.isfinite(first) & torch.isfinite(second)).all(-1)
             first, second = first[known], second[known]
         if first.shape != second.shape or len(first) < 3:
-            raise ValueError(
+            raise IndistinguishableTasksError(
                 "need two probes of at least 3 tasks, "
                 f"got {tuple(first.shape)}, {tuple(second.shape)}"
             )

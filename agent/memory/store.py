@@ -82,14 +82,14 @@ class EpisodicMemory:
         meta-initialisation, and a row of the same task (within ``config.gate``) is only replaced by
         something better.
         """
-        if not (torch.isfinite(key).all() and torch.isfinite(params).all() and score > baseline):
+        if not (torch.isfinite(key).all() and torch.isfinite(params).all()):
             return None
         row = self._row_of(key)
-        if row is not None and row < self.size:
+        if row is not None:
             self.visits[row] += 1
-            if score <= float(self.scores[row]):
-                return None
-        else:
+        if not score > (baseline if row is None else max(baseline, float(self.scores[row]))):
+            return None
+        if row is None:
             row = self._free_row(score - baseline)
             if row is None:
                 return None

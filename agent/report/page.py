@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import statistics
 from importlib import resources
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import jinja2
 from pydantic import TypeAdapter, ValidationError
 
+from agent.files import BadFileError, write_atomic
 from agent.report import Command, Evaluation, Iteration, Scores, Summary, plots
 
 MADE_BY = {
@@ -32,7 +32,7 @@ def write_report(run: Path) -> Path:
 
     Raises:
         FileNotFoundError: None of the three data files is there.
-        ValueError: A file is malformed or lacks a key; the message names both.
+        BadFileError: A file is malformed or lacks a key; the message names both.
     """
     if not any((run / name).is_file() for name in MADE_BY):
         expected = ", ".join(f"{name} (made by `{command}`)" for name, command in MADE_BY.items())
@@ -50,7 +50,8 @@ def write_report(run: Path) -> Path:
         colours=plots.agent_colours({*plots.AGENT_COLOURS, *(summary.agents if summary else ())}),
         **_provenance(run),
     )
-    return _write_atomic(run / "report.html", page)
+    write_atomic(run / "report.html", page.encode())
+    return run / "report.html"
 
 
 def read_metrics(path: Path) -> list[Iteration]:
@@ -168,7 +169,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text ({error})") from None
+        raise BadFileError(f"{path}: is not UTF-8 text ({error})") from None
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
@@ -180,19 +181,8 @@ def _parse(text: str, adapter: TypeAdapter[T], where: str) -> T:
     try:
         return adapter.validate_python(json.loads(text))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: is not valid JSON ({error})") from None
+        raise BadFileError(f"{where}: is not valid JSON ({error})") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise ValueError(f"{where}: {key}: {first['msg']}") from None
-
-
-def _write_atomic(path: Path, text: str) -> Path:
-    """Write so that at any moment the path holds the old page or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        raise BadFileError(f"{where}: {key}: {first['msg']}") from None
