@@ -97,7 +97,7 @@ def evaluate(config: Config, typed: str) -> None:
     }
     write_json(run.folder / "evaluation.json", result)
     run.note_command(typed, "evaluation", seconds, result["env_steps"])
-    console.print(evaluation_table(result))
+    console.print(evaluation_table(result, console.width))
     console.print(f"Wrote {run.folder / 'evaluation.json'}")
 
 

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 
-def evaluation_table(result: dict[str, Any]) -> Table:
+def evaluation_table(result: dict[str, Any], width: int = 80) -> Table:
     """One row per task: returns before and after each adaptation step, beside the references."""
     steps = len(result["mean"]["meta"]) - 1
     table = Table(
@@ -19,7 +19,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("task", no_wrap=True, max_width=20)
+    table.add_column("task", no_wrap=True, max_width=max(20, width - 60))
     told = result["mean"]["oracle"] is not None
     names = ["before", *(f"step {n}" for n in range(1, steps + 1)), "random", "scratch"]
     for name in [*names, "oracle"] if told else names:

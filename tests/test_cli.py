@@ -58,6 +58,26 @@ def test_train_evaluate_continual_report(folder: Path, capsys: pytest.CaptureFix
     assert {p.name for p in folder.iterdir()} == {"runs"}  # no MUJOCO_LOG.TXT, no outputs/
 
 
+@pytest.mark.slow
+def test_the_demo_in_small(folder: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["demo", "run=runs/demo", "env_steps=12000", "seeds=[0]", "agents=[engram]"]
+    assert main(arguments) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "5/5 Report" in out and "report.html" in out and "Done in" in out
+    run = folder / "runs/demo"
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["family"] == "half_cheetah_dir_body" and evaluation["split"] == "heldout"
+    assert all(isinstance(task["oracle"], float) for task in evaluation["tasks"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["stream"]["order"] == ["A", "B", "C", "A", "B", "C"]
+    commands = json.loads((run / "commands.json").read_text())
+    assert [c["what"] for c in commands] == ["meta-training in runs/demo", "evaluation", "stream"]
+    assert "engram train env=half_cheetah_dir_body budget.env_steps=12000" in commands[0]["command"]
+    assert "engram continual" in (run / "report.html").read_text()
+    assert main(arguments) == 0  # nothing is trained or lived twice
+    assert " ".join(capsys.readouterr().out.split()).count("is finished") == 3
+
+
 def test_other_settings_in_the_same_folder_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -187,6 +187,8 @@ def test_headline_numbers_against_hand_computed_ones(tmp_path: Path):
         ("25,020", "median over the iterations"),
         ("41,200", "training 40,000, evaluation 500, stream 700"),
     ]
+    told = html_of(fill(tmp_path, evaluation__json=evaluation() | {"oracle_env_steps": 800}))
+    assert "42,000" in told and "training 40,000, oracle 800, evaluation 500" in told
     for end in (0.0, -50.0, None):
         assert page.kept_share(Scores.model_validate(SCORES | {"first.end": end})) == "n/a"
 

@@ -64,7 +64,7 @@ class KeyMetric:
         A coordinate weighs reliability / sd_within, with reliability = between / (between +
         within): what a task cannot be told by is left out, and what is left counts in units of its
         own noise. (The unbounded Fisher weight sqrt(between / within) / sd_within lets the noise of
-        one very telling coordinate, a direction's reward slope, drown all others: top-1 0.52-0.57
+        one very telling coordinate, a direction's reward slope, drown all others: top-1 0.51-0.57
         against 1.00 on HalfCheetah faults, scripts/benchmark.py.) Everything is then divided by the
         median same-task distance.
         """

@@ -116,8 +116,10 @@ def _kept(summary: Summary | None) -> tuple[str, str]:
 def _total_steps(
     log: list[Iteration], evaluation: Evaluation | None, summary: Summary | None
 ) -> tuple[str, str]:
+    oracle = evaluation.oracle_env_steps if evaluation else math.nan
     parts = {
         "training": log[-1].env_steps if log else 0,
+        "oracle": int(oracle) if math.isfinite(oracle) else 0,
         "evaluation": evaluation.env_steps if evaluation else 0,
         "stream": summary.env_steps if summary else 0,
     }
