@@ -42,7 +42,7 @@ class Budget:
 class Calibration:
     """Probes of training tasks, once, at the end, from which the key metric is estimated."""
 
-    tasks: Annotated[int, Field(ge=3)] = 100
+    tasks: Annotated[int, Field(ge=8)] = 100
     """Training tasks, each probed twice."""
     episodes: Annotated[int, Field(ge=1)] = 2
     """Episodes per probe; the same number that an agent of the stream should probe with."""

@@ -97,7 +97,7 @@ class Recall:
     index: Tensor
     """``[T, K]`` rows of the memory; meaningless where the weight is 0."""
     distance: Tensor
-    """``[T, K]``; about 1 between two visits to the same task, inf where there is no row."""
+    """``[T, K]``; up to about 1 between two visits to one task, inf where there is no row."""
     weights: Tensor
     """``[T, K]``, non-negative; sum to 1 where something was recalled, to 0 where nothing was."""
     params: Tensor

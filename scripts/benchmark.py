@@ -25,6 +25,7 @@ from agent.assemble import load_trained
 from agent.cli import configure
 from agent.config import build
 from agent.memory.keys import KeyMetric, task_coefficients
+from agent.memory.store import MemoryConfig
 from agent.policy import GaussianMlp
 from agent.progress import console
 from agent.rollout import TaskBatch
@@ -36,6 +37,7 @@ from envs.half_cheetah import HalfCheetah
 from envs.simulation import load_gymnasium_model
 
 ROUNDS, STEPS, SIMULATIONS = 5, 100, 60
+GATE = MemoryConfig().gate
 
 
 def best_rates(methods: dict[str, Callable[[], int]], rounds: int = ROUNDS) -> dict[str, float]:
@@ -154,9 +156,9 @@ def keys(folder: str, tasks: int = 12, probes: int = 4) -> Table:
     within = (first - second).square().mean(0) / 2 + 1e-12
     between = (((first + second) / 2).var(0) - within / 2).clamp(min=0)
     unbounded = (between / within).sqrt() / within.sqrt()
-    unbounded = unbounded / ((first - second) * unbounded).norm(dim=-1).median()
+    unbounded = unbounded / ((first - second) * unbounded).norm(dim=-1).quantile(0.95)
     columns = ("metric", "top-1", "same task, 95 %", "other task, 1 %", "missed", "mistaken")
-    title = f"{tasks} tasks x {probes} probes of 2 episodes; distances; gate 2.5"
+    title = f"{tasks} tasks x {probes} probes of 2 episodes; gate {GATE}"
     table = Table(*columns, title=title)
     ours = KeyMetric.fit(first, second)
     for name, metric in (("reliability / sd", ours), ("unbounded Fisher", KeyMetric(unbounded))):
@@ -174,7 +176,7 @@ def retrieval(found: torch.Tensor) -> list[str]:
     same = torch.cat([p.diagonal() for p in pairs])
     other = torch.cat([p[~own] for p in pairs])
     top1 = torch.stack([(p.argmin(1) == torch.arange(tasks)).double().mean() for p in pairs]).mean()
-    missed, mistaken = (same > 2.5).double().mean(), (other <= 2.5).double().mean()
+    missed, mistaken = (same > GATE).double().mean(), (other <= GATE).double().mean()
     distances = [f"{same.quantile(0.95):.2f}", f"{other.quantile(0.01):.2f}"]
     return [f"{top1:.2f}", *distances, f"{missed:.1%}", f"{mistaken:.1%}"]
 

@@ -7,7 +7,7 @@ import torch
 
 from agent import adapter
 from agent.adapter import GradientAdapter, PpoAdapter, Pull
-from agent.losses import surrogate
+from agent.losses import clipped_surrogate, surrogate
 from agent.policy import GaussianMlp
 from agent.types import Recall
 from tests.conftest import made_up_episodes
@@ -111,3 +111,31 @@ def test_pull_schedules():
     assert [Pull().at(n) for n in (0, 5)] == [0.0, 0.0]
     assert [Pull(kind="constant", beta=0.2).at(n) for n in (0, 9)] == [0.2, 0.2]
     assert [Pull(kind="decay", beta=0.4).at(n) for n in (0, 1, 2)] == [0.4, 0.2, 0.1]
+
+
+def test_ppo_steps_are_adams_on_each_task_alone(small_policy: GaussianMlp, params: torch.Tensor):
+    rule = PpoAdapter(rate=0.01, epochs=3, max_grad_norm=0.05, adam_betas=[0.8, 0.9])
+    episodes = made_up_episodes(small_policy, params, 3, 5, 4)
+    ours = rule.step(small_policy, params, episodes)
+    parts = [[0, 1, 2], [3, 4], [4, 0, 1], [2, 3], [3, 4, 0], [1, 2]]  # two to an epoch
+    for t in range(3):
+        own = episodes._map(lambda x, t=t: x[t : t + 1])
+        leaf = params[t : t + 1].clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([leaf], lr=0.01, betas=(0.8, 0.9))
+        for part in parts:
+            optimizer.zero_grad()
+            chosen = own.episodes(torch.tensor(part))
+            clipped_surrogate(small_policy, leaf, chosen, rule.clip).sum().backward()
+            norm = torch.nn.utils.clip_grad_norm_([leaf], 0.05)
+            assert float(norm) > 0.05  # or the clipping is not tested
+            optimizer.step()
+        torch.testing.assert_close(ours[t], leaf.detach()[0], rtol=1e-5, atol=1e-7)
+
+
+def test_ppo_is_pulled_from_where_the_step_began(small_policy: GaussianMlp, params: torch.Tensor):
+    episodes, recall = made_up_episodes(small_policy, params, 3, 4, 5), recall_of(params, [0.6])
+    rule = PpoAdapter(rate=0.05, epochs=2)
+    moved = rule.step(small_policy, params, episodes)
+    pull = 0.6 * (recall.params[:, 0] - params)
+    out = rule.step(small_policy, params, episodes, recall, 0.25)
+    torch.testing.assert_close(out, moved + 0.25 * pull)

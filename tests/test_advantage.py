@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from agent.advantage import gae, linear_baseline, normalize, returns_to_go
+from agent.advantage import estimate, gae, linear_baseline, normalize, returns_to_go
+from agent.policy import ObsNormalizer
+from agent.types import Trajectories
 
 ONES = torch.ones(1, 1, 3)
 
@@ -77,3 +80,33 @@ def test_normalised_advantage_has_zero_mean_and_unit_sd_over_valid_steps_of_each
 
 def test_a_task_without_valid_steps_has_no_advantage_rather_than_nan():
     assert torch.equal(normalize(torch.randn(1, 2, 3), torch.zeros(1, 2, 3)), torch.zeros(1, 2, 3))
+
+
+def test_estimate_is_gae_over_a_ridge_baseline_of_normalised_observations():
+    rng, gamma, lam = np.random.default_rng(0), 0.8, 0.6
+    obs, reward = rng.normal(size=(1, 6, 4, 2)), rng.normal(size=(1, 6, 4))
+    normalizer = ObsNormalizer(2)
+    normalizer.mean, normalizer.var = torch.tensor([0.5, -1.0]), torch.tensor([400.0, 900.0])
+    episodes = Trajectories(
+        obs=torch.tensor(obs),
+        action=torch.zeros(1, 6, 4, 1),
+        log_prob=torch.zeros(1, 6, 4),
+        reward=torch.tensor(reward),
+        mask=torch.ones(1, 6, 4, dtype=torch.float64),
+        final_obs=torch.zeros(1, 6, 2),
+        terminated=torch.zeros(1, 6, dtype=torch.bool),
+        diverged=torch.zeros(1, 6, dtype=torch.bool),
+    )
+    x, t = (obs[0] - [0.5, -1.0]) / [20.0, 30.0], np.tile(np.arange(4) / 4, (6, 1))[..., None]
+    features = np.concatenate([x, x**2, t, t**2, t**3, t**0], -1).reshape(24, -1)
+    ahead = [np.pad(reward[0], ((0, 0), (0, k)))[:, k:] * gamma**k for k in range(4)]
+    target = np.sum(ahead, axis=0)
+    gram = features.T @ features + 1e-3 * np.eye(8)
+    value = (features @ np.linalg.solve(gram, features.T @ target.ravel())).reshape(6, 4)
+    delta = reward[0] + gamma * np.pad(value, ((0, 0), (0, 1)))[:, 1:] - value
+    later = [np.pad(delta, ((0, 0), (0, k)))[:, k:] * (gamma * lam) ** k for k in range(4)]
+    raw = np.sum(later, axis=0)
+    expected = (raw - raw.mean()) / raw.std()
+    found = estimate(episodes, normalizer, gamma, lam).advantage
+    assert found is not None
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-4, atol=1e-5)

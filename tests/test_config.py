@@ -8,11 +8,22 @@ from typing import Any
 
 import pytest
 
+from agent.adapter import PpoAdapter, Pull
 from agent.config import ConfigError, build, resolved
+from agent.continual.agents import Engram, Finetune, MetaInit
 from agent.continual.lifetime import Stream
+from agent.evaluate import EvaluationSize
 from agent.learners.maml import Maml
 from agent.memory.store import MemoryConfig
-from agent.settings import TrainSettings
+from agent.policy import PolicyConfig
+from agent.settings import (
+    ContinualSettings,
+    DemoSettings,
+    EvaluateSettings,
+    ReportSettings,
+    TrainSettings,
+)
+from agent.train import BatchSize, Budget, Calibration
 from envs.half_cheetah import HalfCheetah
 
 MAML = {"_target_": "agent.learners.maml.Maml"}
@@ -119,3 +130,62 @@ def test_resolved_fills_in_every_default():
     full = resolved(node, family)
     assert full == node | {"params": {}, "ctrl_cost": 0.1}
     assert build(full, "env") == family
+
+
+SETTINGS = [
+    Calibration, Engram, EvaluationSize, Finetune, Maml, MemoryConfig, MetaInit, PolicyConfig,
+    PpoAdapter, Pull, BatchSize, Budget, Stream, ContinualSettings, DemoSettings, EvaluateSettings,
+    ReportSettings, TrainSettings,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", SETTINGS)
+def test_no_settings_take_an_unknown_key(cls: type):
+    with pytest.raises(ConfigError, match=r"node\.nonsense: unknown key"):
+        build({"nonsense": 1}, "node", cls)
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "bad"),
+    [
+        (PpoAdapter, "rate", 0),
+        (PpoAdapter, "epochs", 0),
+        (PpoAdapter, "minibatches", 0),
+        (PpoAdapter, "clip", 1),
+        (PpoAdapter, "max_grad_norm", 0),
+        (Pull, "beta", 1.5),
+        (Pull, "halving_steps", 0),
+        (Pull, "kind", "often"),
+        (MemoryConfig, "gate", 0),
+        (MemoryConfig, "capacity", 0),
+        (Maml, "inner_steps", -1),
+        (Maml, "inner_rate", -0.1),
+        (Maml, "outer_rate", 0),
+        (Maml, "outer_epochs", 0),
+        (Maml, "clip", 1.0),
+        (Maml, "gae_lambda", 1.1),
+        (Maml, "max_grad_norm", 0),
+        (Engram, "probe_episodes", 0),
+        (MetaInit, "episodes", 0),
+        (BatchSize, "tasks", 0),
+        (BatchSize, "episodes", 0),
+        (Budget, "env_steps", 0),
+        (Calibration, "tasks", 2),
+        (Calibration, "episodes", 0),
+        (EvaluationSize, "draws", 0),
+        (EvaluationSize, "steps", 0),
+        (EvaluationSize, "eval_episodes", 0),
+        (PolicyConfig, "hidden", []),
+        (PolicyConfig, "log_std", 3),
+        (Stream, "budget_episodes", 0),
+        (Stream, "order", []),
+        (TrainSettings, "checkpoint_every", 0),
+        (TrainSettings, "threads", 0),
+        (TrainSettings, "seed", -1),
+        (ContinualSettings, "seeds", []),
+    ],
+)
+def test_ranges_end_where_the_meaning_does(cls: type, key: str, bad: object):
+    with pytest.raises(ConfigError) as caught:
+        build({key: bad}, "node", cls)
+    assert f"node.{key}={bad!r}: " in str(caught.value)

@@ -213,7 +213,7 @@ def test_a_cohort_is_resumed_life_by_life_and_summarised(
     visits = summary["agents"]["engram"]["visits"]
     assert [v["revisit"] for v in visits] == [False, False, True] * 2
     other_gate = {"engram": Engram(memory=MemoryConfig(gate=7.0))}
-    with pytest.raises(RunError, match=r"agent\.memory\.gate=2\.5 \(now 7\.0\)"):
+    with pytest.raises(RunError, match=r"agent\.memory\.gate=2\.0 \(now 7\.0\)"):
         live_all(other_gate, [0], together)
 
 

@@ -11,7 +11,8 @@ from agent.learners.maml import Maml
 from agent.policy import PolicyConfig
 from agent.seeding import generator
 from agent.train import BatchSize, make_policy, meta_iteration, new_learner
-from envs.navigation import Navigation
+from agent.types import Trajectories
+from envs.navigation import Navigation, NavigationTasks
 from envs.task import Param
 
 SIZE = EvaluationSize(tasks=3, steps=2, episodes=4, draws=2, eval_episodes=2)
@@ -91,3 +92,64 @@ def test_the_oracle_is_measured_with_the_task_in_sight(navigation: Navigation):
     returns, steps = measure(oracle.policy, navigation, tasks, start, SIZE, 0, reveal=True)
     assert returns.shape == (2, 2) and steps == 4 * 2 * 20
     assert generator(0, "evaluation").integers(10) == generator(0, "evaluation").integers(10)
+
+
+def test_measuring_is_of_the_deterministic_policy(navigation: Navigation):
+    learner = make(navigation)
+    tasks = navigation.sample(3, np.random.default_rng(0))
+    start = learner.theta.detach().expand(6, -1)
+    louder = start.clone()
+    louder[:, -2:] = 0.4  # the log-stds
+    quiet, _ = measure(learner.policy, navigation, tasks, start, SIZE, 0)
+    assert torch.equal(measure(learner.policy, navigation, tasks, louder, SIZE, 0)[0], quiet)
+
+
+def test_scratch_and_random_know_nothing_of_what_was_learned(
+    navigation: Navigation, monkeypatch: pytest.MonkeyPatch
+):
+    learner, numbers = make(navigation), []
+    step = Maml.step
+
+    def spy(self: Maml, params: torch.Tensor, episodes: Trajectories, n: int) -> torch.Tensor:
+        numbers.append(n)
+        return step(self, params, episodes, n)
+
+    monkeypatch.setattr(Maml, "step", spy)
+    one = evaluate(learner, navigation, SIZE, "heldout", 0)
+    assert numbers == [0, 1, 1, 2]  # scratch does not take the meta-learned step 0
+    with torch.no_grad():
+        learner.theta += 0.5
+        learner.rates *= 2
+    other = evaluate(learner, navigation, SIZE, "heldout", 0)
+    for a, b in zip(one["tasks"], other["tasks"], strict=True):
+        assert (a["scratch"], a["random"]) == (b["scratch"], b["random"])
+        assert a["returns"] != b["returns"]
+
+
+def test_returns_are_measured_on_the_same_starts_which_nothing_was_learned_from(
+    navigation: Navigation, monkeypatch: pytest.MonkeyPatch
+):
+    learner, seeds = make(navigation), {SIZE.episodes: [], SIZE.eval_episodes: []}
+    reset = NavigationTasks.reset
+
+    def spy(self: NavigationTasks, seed: int) -> np.ndarray:
+        seeds[self.copies].append(seed)
+        return reset(self, seed)
+
+    monkeypatch.setattr(NavigationTasks, "reset", spy)
+    evaluate(learner, navigation, SIZE, "heldout", 0)
+    adapted_on, measured_on = seeds[SIZE.episodes], seeds[SIZE.eval_episodes]
+    assert len(measured_on) == 2 * 3 + 1 and len(set(measured_on)) == 1
+    assert adapted_on[:2] == adapted_on[2:] and len(set(adapted_on)) == 2  # ours, then scratch
+    assert not set(adapted_on) & set(measured_on)
+
+
+def test_the_spread_is_that_of_the_draws(navigation: Navigation):
+    learner = make(navigation)
+    result = evaluate(learner, navigation, SIZE, "heldout", 0)
+    tasks = navigation.sample(3, generator(0, "tasks"), "heldout", distinct=True)
+    start = learner.theta.detach().expand(6, -1)
+    one, other = adaptation_curves(learner, navigation, tasks, start, SIZE, 0).returns.unbind(1)
+    for i, task in enumerate(result["tasks"]):
+        assert task["returns"] == pytest.approx(((one + other) / 2)[i].tolist())
+        assert task["returns_sd"] == pytest.approx(((one - other).abs() / 2)[i].tolist())

@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 
+from agent.advantage import estimate
 from agent.learners.maml import Maml
 from agent.policy import GaussianMlp
 from agent.rollout import TaskBatch
 from agent.seeding import generator, torch_generator
 from agent.train import BatchSize, meta_iteration
-from agent.types import Trajectories
+from agent.types import Adaptation, Trajectories
 from envs.navigation import Navigation
 from tests.conftest import made_up_episodes
 
@@ -149,3 +150,83 @@ def test_it_learns_to_adapt_on_navigation(navigation: Navigation):
 @pytest.mark.slow
 def test_multitask_learning_with_the_same_step_does_not(navigation: Navigation):
     assert learned(navigation, inner_steps=0, seed=0, iterations=60) < -15.0
+
+
+def fresh_batch(learner: Maml) -> tuple[Adaptation, Trajectories]:
+    """Support and query episodes of two tasks, as if just collected."""
+    acting = learner.theta.detach().expand(2, -1)
+    support, query = (made_up_episodes(learner.policy, acting, 2, 3, 6, seed=n) for n in (1, 2))
+    support = learner.advantages(support)
+    return Adaptation(learner.step(acting, support, 0), [support]), query
+
+
+def test_the_first_steps_are_the_meta_learned_rule_and_the_rest_ppo(small_policy: GaussianMlp):
+    for inner_steps, by_rule in ((0, [True, False, False]), (2, [True, True, False])):
+        learner = make(small_policy, inner_steps=inner_steps)
+        params = learner.theta.detach().expand(2, -1)
+        episodes = learner.advantages(made_up_episodes(small_policy, params, 2, 3, 6))
+        rule = learner.adapter.step(small_policy, params, episodes).detach()
+        ppo = learner.task_adapter.step(small_policy, params, episodes)
+        for n, expected in enumerate(by_rule):
+            assert torch.equal(learner.step(params, episodes, n), rule if expected else ppo)
+
+
+def test_advantages_use_the_learners_own_discounts(small_policy: GaussianMlp):
+    learner = make(small_policy, gamma=0.5, gae_lambda=0.3)
+    params = learner.theta.detach().expand(2, -1)
+    episodes = made_up_episodes(small_policy, params, 2, 3, 6)
+    expected = estimate(episodes, small_policy.normalizer, 0.5, 0.3).advantage
+    found = learner.advantages(episodes).advantage
+    assert found is not None and expected is not None and torch.equal(found, expected)
+
+
+def test_an_update_makes_its_epochs_clips_and_keeps_the_rates_in_range(
+    small_policy: GaussianMlp,
+):
+    learner = make(small_policy, outer_epochs=3, outer_rate=1.0, max_grad_norm=1e-3)
+    learner.update(*fresh_batch(learner))
+    assert float(learner.state_dict()["adam.0.step"]) == 3
+    rates = learner.rates.detach()
+    assert float(rates.min()) == 0.0 and float(rates.max()) <= 2.0  # Adam moves each by about 1
+    learner = make(small_policy, outer_epochs=1, max_grad_norm=1e-3)
+    learner.update(*fresh_batch(learner))
+    first_moment = learner.state_dict()["adam.0.exp_avg"]  # a tenth of the one gradient
+    assert float(first_moment.norm()) == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_the_normaliser_takes_in_each_episode_of_an_update_once(small_policy: GaussianMlp):
+    learner = make(small_policy)
+    adaptation, query = fresh_batch(learner)
+    learner.update(adaptation, query)
+    rows = torch.cat([adaptation.support[0].obs, query.obs]).flatten(0, -2)
+    normalizer = small_policy.normalizer
+    assert float(normalizer.count) == len(rows)
+    torch.testing.assert_close(normalizer.mean, rows.mean(0))
+    torch.testing.assert_close(normalizer.var, rows.var(0, unbiased=False))
+
+
+def test_the_normaliser_stands_still_while_the_loss_is_made(
+    small_policy: GaussianMlp, monkeypatch: pytest.MonkeyPatch
+):
+    learner, counts = make(small_policy, outer_epochs=2), []
+    adaptation, query = fresh_batch(learner)
+    loss = Maml.meta_loss
+
+    def spy(self: Maml, support: list[Trajectories], query: Trajectories) -> torch.Tensor:
+        counts.append(float(self.policy.normalizer.count))
+        return loss(self, support, query)
+
+    monkeypatch.setattr(Maml, "meta_loss", spy)
+    learner.update(adaptation, query)
+    assert counts == [0.0, 0.0]
+
+
+def test_a_meta_gradient_that_is_not_finite_is_refused(small_policy: GaussianMlp):
+    learner = make(small_policy)
+    adaptation, query = fresh_batch(learner)
+    before = learner.theta.detach().clone()
+    reward = query.reward.clone()
+    reward[0, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="meta-gradient is not finite"):
+        learner.update(adaptation, dataclasses.replace(query, reward=reward))
+    assert torch.equal(learner.theta.detach(), before)

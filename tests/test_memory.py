@@ -174,17 +174,35 @@ def test_a_task_of_which_nothing_is_known_has_no_key_and_does_not_spoil_the_metr
 
 def test_metric_weighs_by_hand():
     # coordinate 0 tells tasks apart, coordinate 1 is noise around one value
-    tasks = torch.tensor([[-10.0, 0.0], [0.0, 0.0], [10.0, 0.0]], dtype=torch.float64)
-    noise = torch.tensor([[1.0, 5.0], [-1.0, -5.0], [1.0, 5.0]], dtype=torch.float64)
+    signs = torch.tensor([1.0, 1.0, -1.0, -1.0] * 2, dtype=torch.float64)
+    tasks = torch.stack([10 * signs, 0 * signs], -1)
+    noise = torch.stack([signs.roll(1), 5 * signs.roll(1)], -1)
     metric = KeyMetric.fit(tasks + noise, tasks - noise)
-    # within = mean((2 n)^2) / 2 = (2, 50);
-    # between = var of the means - within / 2 = (100 - 1, 0 - 25 -> 0)
-    reliability = 99 / 101
+    # within = mean((2 n)^2) / 2 = (2, 50); between = var of the means - within / 2, which is
+    # 800 / 7 - 1 and 0 - 25, that is none; reliability (0.98.., 0)
     assert float(metric.weight[1]) == 0.0
-    # every same-task distance is 2 * reliability / sqrt(2); scaled to 1 it leaves the weight 1 / 2
-    assert float(metric.weight[0] * reliability / reliability) == pytest.approx(0.5)
+    # all same-task distances are 2 * reliability / sqrt(2); scaled to 1 they leave a weight of 1/2
+    assert float(metric.weight[0]) == pytest.approx(0.5)
     same = metric.key(tasks + noise) - metric.key(tasks - noise)
-    assert same.norm(dim=-1).tolist() == pytest.approx([1.0, 1.0, 1.0])
+    assert same.norm(dim=-1).tolist() == pytest.approx([1.0] * 8)
+
+
+def test_the_unit_of_distance_is_what_95_percent_of_repeated_probes_stay_within():
+    generator = torch.Generator().manual_seed(0)
+    first = 100 * torch.randn(200, 6, dtype=torch.float64, generator=generator)
+    second = first + torch.randn(200, 6, dtype=torch.float64, generator=generator)
+    metric = KeyMetric.fit(first, second)
+    same = (metric.key(first) - metric.key(second)).norm(dim=-1)
+    assert float((same <= 1).double().mean()) == pytest.approx(0.95, abs=0.005)
+
+
+@pytest.mark.parametrize("coordinates", [2, 20, 450])
+def test_no_difference_is_found_in_pure_noise(coordinates: int):
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(2, 40, coordinates, dtype=torch.float64, generator=generator)
+        with pytest.raises(IndistinguishableTasksError, match="no further apart"):
+            KeyMetric.fit(noise[0], noise[1])
 
 
 def test_metric_says_when_there_is_nothing_to_tell_apart():
@@ -193,5 +211,49 @@ def test_metric_says_when_there_is_nothing_to_tell_apart():
     for first, second in (noise, (same[:1].expand(10, -1), same[:1].expand(10, -1))):
         with pytest.raises(IndistinguishableTasksError, match="no further apart"):
             KeyMetric.fit(first, second)
-    with pytest.raises(ValueError, match="at least 3 tasks"):
+    with pytest.raises(ValueError, match="at least 8 tasks"):
         KeyMetric.fit(same[:2], same[:2])
+
+
+def test_a_query_that_is_not_finite_is_infinitely_far():
+    recall = memory(0.0, 5.0, topk=2).read(query(math.nan))
+    assert recall.distance.tolist() == [[math.inf, math.inf]]
+
+
+def test_a_known_task_must_still_beat_the_meta_initialisation_of_this_visit():
+    store = memory(0.0)  # scored 5, when the meta-initialisation scored 0
+    assert store.write(torch.tensor([0.0]), ANCHOR, score=8.0, baseline=9.0) is None
+    assert float(store.scores[0]) == 5.0
+
+
+def test_a_rewritten_row_takes_the_new_key_score_and_gain():
+    store = memory(0.0)
+    store.write(torch.tensor([1.5]), ANCHOR, score=9.0, baseline=2.0)
+    assert (float(store.keys[0, 0]), float(store.scores[0]), float(store.gains[0])) == (1.5, 9, 7)
+
+
+def test_a_row_given_up_does_not_pass_its_visits_on():
+    store = memory(0.0, capacity=1)
+    store.write(torch.tensor([0.0]), ANCHOR, score=4.0, baseline=0.0)
+    assert int(store.visits[0]) == 2
+    assert store.write(torch.tensor([50.0]), ANCHOR, score=9.0, baseline=0.0) == 0
+    assert int(store.visits[0]) == 1
+
+
+def test_every_column_of_the_memory_comes_back():
+    store, other = memory(0.0, 9.0), memory()
+    store.write(torch.tensor([9.0]), ANCHOR, score=50.0, baseline=20.0)
+    other.load_state_dict(store.state_dict())
+    assert other.size == 2
+    for name in ("keys", "deltas", "scores", "gains", "visits"):
+        assert torch.equal(getattr(other, name), getattr(store, name)), name
+
+
+def test_coefficients_are_of_the_action_that_was_applied():
+    policy = GaussianMlp(3, 2)
+    episodes = made_up_episodes(policy, torch.zeros(1, policy.num_params), 1, 5, 60)
+    wild = 3 * episodes.action
+    reward = 2 * wild.clamp(-1, 1)[..., 0]  # the simulator never sees what lies beyond +-1
+    seen = dataclasses.replace(episodes, action=wild, reward=reward)
+    slope = task_coefficients(seen, ObsNormalizer(3))[0, 6:8].tolist()
+    assert slope == pytest.approx([2.0, 0.0], abs=2e-3)

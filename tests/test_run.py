@@ -181,3 +181,33 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path):
     run.truncate_log(3)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("agent.run.FORMAT", 2)
+    Checkpoints(tmp_path).save(tensors(1), {})
+    monkeypatch.undo()
+    with pytest.raises(CorruptCheckpointError, match="format 2, this version reads 1"):
+        Checkpoints(tmp_path).load()
+
+
+def test_settings_that_came_or_went_are_differences(tmp_path: Path):
+    run = Run(tmp_path)
+    run.claim({"seed": 0, "learner": {"gamma": 0.9}})
+    for settings, named in (
+        ({"seed": 0}, r"learner=\{'gamma': 0\.9\} \(now None\)"),
+        ({"seed": 0, "learner": {"gamma": 0.9}, "policy": 3}, r"policy=None \(now 3\)"),
+        ({"seed": 0, "learner": {"gamma": 0.9, "clip": 0.1}}, r"learner\.clip=None \(now 0\.1\)"),
+        ({"seed": 0, "learner": {}}, r"learner\.gamma=0\.9 \(now None\)"),
+    ):
+        with pytest.raises(RunError, match=named):
+            run.claim(settings)
+
+
+def test_a_command_is_noted_once_and_with_its_last_figures(tmp_path: Path):
+    run = Run(tmp_path)
+    run.note_command("engram a", "training", 1.0, 10)
+    run.note_command("engram b", "stream", 2.0, 20)
+    run.note_command("engram a more", "training", 3.0, 30)
+    noted = [(c["command"], c["env_steps"]) for c in read_json(tmp_path / "commands.json")]
+    assert noted == [("engram b", 20), ("engram a more", 30)]

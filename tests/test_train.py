@@ -27,7 +27,7 @@ from agent.train import (
     train,
 )
 from envs.navigation import Navigation
-from envs.task import Param
+from envs.task import Param, Task
 
 SIZE = BatchSize(tasks=3, episodes=4)  # 2 x 3 x 4 x 20 = 480 steps an iteration
 STEPS = 480
@@ -146,3 +146,38 @@ def test_a_family_whose_tasks_cannot_be_told_apart_trains_but_has_no_keys(tmp_pa
 def test_an_unfinished_run_has_no_key_metric(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no finished meta-training"):
         load_key_metric(Run(tmp_path), torch.device("cpu"))
+
+
+def test_only_training_tasks_are_trained_and_calibrated_on(
+    tmp_path: Path, navigation: Navigation, monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[list[Task]] = []
+    simulators = Navigation.open
+
+    def spy(self: Navigation, tasks: list[Task], copies: int) -> Any:
+        opened.append(list(tasks))
+        return simulators(self, tasks, copies)
+
+    monkeypatch.setattr(Navigation, "open", spy)
+    run_to(tmp_path, navigation, 20)
+    assert [len(tasks) for tasks in opened] == [SIZE.tasks] * 20 + [40]
+    splits = {navigation.split_of(task.values) for tasks in opened for task in tasks}
+    assert splits == {"train"}
+    assert len({task.id for tasks in opened[:20] for task in tasks}) == 20 * SIZE.tasks
+
+
+def test_checkpoints_come_as_often_as_asked_for(
+    tmp_path: Path, navigation: Navigation, monkeypatch: pytest.MonkeyPatch
+):
+    iteration = training.meta_iteration
+
+    def crashing(*arguments: Any) -> Any:
+        if arguments[-1] == 5:
+            raise RuntimeError("power cut")
+        return iteration(*arguments)
+
+    monkeypatch.setattr(training, "meta_iteration", crashing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_to(tmp_path, navigation, 9, checkpoint_every=2)
+    progress = Run(tmp_path).progress()
+    assert progress is not None and progress["iteration"] == 4

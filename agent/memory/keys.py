@@ -2,7 +2,7 @@
 
 Ridge regression of the reward on (s, s'-s, a, |a|^2, 1) and of the one-step change s'-s on
 (s, a, 1); the coefficients are the key. Each coordinate is weighed by how well it tells tasks apart
-(its reliability), and the whole scaled so that two probes of the same task lie about 1 apart.
+(its reliability), and the whole scaled so that two probes of the same task lie within about 1.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from agent.policy import ObsNormalizer
 from agent.types import Trajectories
 
 _RIDGE = 1e-2
-# How much further apart than two probes of one task those of different tasks must lie. Fitted to
-# pure noise from 40 tasks the metric gives 1.05-1.26, from 100 tasks 1.01-1.15 (20 draws each).
-_CLEARLY_APART = 1.3
+_FEWEST_TASKS = 8
+# How much further apart than two probes of one task those of other tasks must lie.
+_CLEARLY_APART = 1.5
 
 
 class IndistinguishableTasksError(ValueError):
@@ -52,7 +52,7 @@ def _ridge(features: list[Tensor], target: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KeyMetric:
-    """Which coordinates matter: ``key = coefficients * weight``, same-task distance about 1."""
+    """Which coordinates matter: ``key = coefficients * weight``, same-task distances up to about 1."""
 
     weight: Tensor
     """``[D]``, float64."""
@@ -66,32 +66,49 @@ class KeyMetric:
         own noise. (The unbounded Fisher weight sqrt(between / within) / sd_within lets the noise of
         one very telling coordinate, a direction's reward slope, drown all others: top-1 0.51-0.57
         against 1.00 on HalfCheetah faults, scripts/benchmark.py.) Everything is then divided by the
-        median same-task distance.
+        95 % quantile of the same-task distance: its median would be too tight a unit where few
+        coordinates count (a noiseless robot), for the distance then varies by a factor of 3.
         """
         if first.shape == second.shape:
             known = (torch.isfinite(first) & torch.isfinite(second)).all(-1)
             first, second = first[known], second[known]
-        if first.shape != second.shape or len(first) < 3:
+        if first.shape != second.shape or len(first) < _FEWEST_TASKS:
             raise IndistinguishableTasksError(
-                "need two probes of at least 3 tasks, "
+                f"need two probes of at least {_FEWEST_TASKS} tasks, "
                 f"got {tuple(first.shape)}, {tuple(second.shape)}"
             )
-        within = (first - second).square().mean(0) / 2 + 1e-12
-        # The mean of two probes varies by half the within-task variance even between equal tasks.
-        between = (((first + second) / 2).var(0) - within / 2).clamp(min=0)
-        weight = between / (between + within) / within.sqrt()
-        key_1, key_2 = first * weight, second * weight
-        apart = torch.cdist(key_1, key_2)
-        same = apart.diagonal().median()
-        different = apart[~torch.eye(len(apart), dtype=torch.bool, device=apart.device)].median()
-        if not float(different) > _CLEARLY_APART * float(same) > 0:
+        if _told_apart(first, second) < _CLEARLY_APART:
             raise IndistinguishableTasksError(
                 "probes of different training tasks are no further apart than two probes of one "
                 "task, so the memory would not know one from the other (is there only one task, or "
                 "does nothing that is observed or rewarded depend on the parameters?)"
             )
-        return cls(weight / same)
+        weight = _reliable(first, second)
+        return cls(weight / ((first - second) * weight).norm(dim=-1).quantile(0.95))
 
     def key(self, coefficients: Tensor) -> Tensor:
         """``[T, D] -> [T, D]``: coordinates whose Euclidean distance is that between tasks."""
         return coefficients * self.weight
+
+
+def _reliable(first: Tensor, second: Tensor) -> Tensor:
+    """Weight ``[D]`` of each coordinate: its reliability over the sd of repeated probes."""
+    within = (first - second).square().mean(0) / 2 + 1e-12
+    # The mean of two probes varies by half the within-task variance even between equal tasks.
+    between = (((first + second) / 2).var(0) - within / 2).clamp(min=0)
+    return between / (between + within) / within.sqrt()
+
+
+def _told_apart(first: Tensor, second: Tensor) -> float:
+    """How many times further apart other tasks lie than the same, on tasks not fitted to.
+
+    Weights from half of the tasks are judged on the other half, for on their own half they find
+    differences in pure noise. Upper quartiles are compared, since in a family of two tasks half of
+    the "other" pairs are the same task.
+    """
+    half = len(first) // 2
+    weight = _reliable(first[:half], second[:half])
+    apart = torch.cdist(first[half:] * weight, second[half:] * weight)
+    own = torch.eye(len(apart), dtype=torch.bool, device=apart.device)
+    same, other = apart[own].quantile(0.75), apart[~own].quantile(0.75)
+    return float(other / same) if same > 0 else 0.0

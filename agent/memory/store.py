@@ -22,8 +22,8 @@ class MemoryConfig:
 
     capacity: Annotated[int, Field(ge=1)] = 256
     """N at most; when full, the row that gained least over the meta-initialisation gives way."""
-    gate: Annotated[float, Field(gt=0)] = 2.5
-    """Novelty gate: a row further off is another task (1 is typical of two probes of one task)."""
+    gate: Annotated[float, Field(gt=0)] = 2.0
+    """Novelty gate: a row further off is another task (95 % of two probes of one are within 1)."""
     topk: Annotated[int, Field(ge=1)] = 1
     """K: rows recalled; their weights are softmax(-distance^2 / 2). 1 is the nearest row alone."""
 

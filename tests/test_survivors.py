@@ -1,0 +1,212 @@
+"""What tells agents and lives apart; locks, threads, signals and sizes that do not fit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agent.cli import main
+from agent.continual.agents import Engram, Finetune, MetaInit
+from agent.continual.cohort import live_all
+from agent.continual.lifetime import Stream, _with_origin, live, measure, memory_rows
+from agent.continual.visit import Visit
+from agent.learners.maml import Maml
+from agent.memory.keys import KeyMetric
+from agent.progress import stop_on_signals
+from agent.run import Run
+from envs.half_cheetah import HalfCheetah, HalfCheetahTasks
+from envs.task import Param, TaskError
+from tests import test_continual
+from tests.test_continual import cohort, lived, lived_writing_always, timeless, world
+
+family, born = test_continual.family, test_continual.born  # the fixtures
+
+TRAIN = ["train", "env=navigation", "budget.env_steps=500", "batch.tasks=3", "batch.episodes=4"]
+LIVE = ["continual", "stream=point_recall", "init=a", "run=b", "seeds=[0]", "agents=[meta_init]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with nothing in it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_that_is_worked_in_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]):
+    with Run("a").lock():
+        assert main([*TRAIN, "run=a"]) == 1
+    assert "a: another process is working in this run folder" in capsys.readouterr().err
+    assert [p.name for p in (folder / "a").iterdir()] == [".lock"]
+    assert main([*TRAIN, "run=a"]) == 0
+    with Run("b").lock():
+        assert main([*LIVE, "stream.budget_episodes=4"]) == 1
+    assert "b: another process is working in this run folder" in capsys.readouterr().err
+    assert [p.name for p in (folder / "b").iterdir()] == [".lock"]
+
+
+def test_a_stream_of_another_robot_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*TRAIN, "run=a"]) == 0
+    assert main([*LIVE, "stream=cheetah_faults"]) == 2
+    error = capsys.readouterr().err
+    assert "(observation, action) sizes (17, 6)" in error and "'navigation' with (2, 2)" in error
+    assert not (folder / "b/lifetimes").exists()
+
+
+def test_torch_works_with_as_many_threads_as_asked_for(folder: Path):
+    before = torch.get_num_threads()
+    try:
+        assert main([*TRAIN, "run=a", "threads=2"]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_first_signal_asks_the_second_insists_and_the_handlers_are_given_back():
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with stop_on_signals() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.requested, stop.signal) == (True, signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_measuring_is_deterministic_and_on_starts_of_the_lifetime_and_the_task(
+    family: HalfCheetah, born: tuple[Maml, KeyMetric], monkeypatch: pytest.MonkeyPatch
+):
+    params, seeds = born[0].theta.detach()[None], []
+    louder = params.clone()
+    louder[:, -6:] = 0.4  # the log-stds
+    reset = HalfCheetahTasks.reset
+
+    def spy(self: HalfCheetahTasks, seed: int) -> Any:
+        seeds.append(seed)
+        return reset(self, seed)
+
+    monkeypatch.setattr(HalfCheetahTasks, "reset", spy)
+    around, later = world(family, born[0]), world(family, born[0], seed=1)
+    tasks = around.stream.draw(family, 0)
+    quiet = measure(params, around, tasks["A"])
+    assert measure(louder, around, tasks["A"]) == quiet
+    measure(params + 0.1, around, tasks["A"])
+    measure(params, around, tasks["B"])
+    measure(params, later, tasks["A"])
+    assert seeds[0] == seeds[1] == seeds[2] and len(set(seeds[2:])) == 3
+
+
+def spied(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], list[float]]:
+    """Number and episodes of each adaptation step made from now on; returns of each collection."""
+    steps: list[tuple[int, int]] = []
+    returns: list[float] = []
+    step, collect = Maml.step, Visit.collect
+
+    def spy_step(self: Maml, params: Any, episodes: Any, n: int, *memory: Any) -> torch.Tensor:
+        steps.append((n, episodes.reward.shape[1]))
+        return step(self, params, episodes, n, *memory)
+
+    def spy_collect(self: Visit, params: torch.Tensor, episodes: int) -> Any:
+        found = collect(self, params, episodes)
+        returns.append(float(found.mean_return()))
+        return found
+
+    patch.setattr(Maml, "step", spy_step)
+    patch.setattr(Visit, "collect", spy_collect)
+    return steps, returns
+
+
+def test_which_steps_each_agent_makes_from_how_many_episodes(
+    tmp_path: Path,
+    family: HalfCheetah,
+    born: tuple[Maml, KeyMetric],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    around = world(family, born[0], "AA")
+    steps, _ = spied(monkeypatch)
+    lived(MetaInit(), around, born, tmp_path / "meta")
+    assert steps == [(0, 6), (1, 6), (2, 2)] * 2
+    steps.clear()
+    lived(Finetune(), around, born, tmp_path / "tuned")
+    assert steps == [(0, 6), (1, 6), (2, 2), (3, 6), (4, 6), (5, 2)]
+    steps.clear()
+    # First visit: the probe is learned from. Re-visit: it is not, nor is the meta-learned step 0
+    # taken, which is for theta_0 alone.
+    lived_writing_always(Engram(), around, born, tmp_path / "engram", monkeypatch)
+    assert steps == [(0, 6), (1, 6), (2, 2), (1, 6), (2, 6)]
+
+
+def test_a_policy_is_written_with_its_last_score_and_against_the_probes(
+    tmp_path: Path,
+    family: HalfCheetah,
+    born: tuple[Maml, KeyMetric],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    _, returns = spied(monkeypatch)
+    agent, written = Engram(), []
+    agent.setup(*born)
+    monkeypatch.setattr(agent.store, "write", lambda key, params, *merit: written.append((*merit,)))
+    live(agent, world(family, born[0], "A"), Run(tmp_path))
+    assert written == [(returns[-1], returns[0])]
+
+
+def test_what_was_remembered_is_still_there_after_a_restart(
+    tmp_path: Path,
+    family: HalfCheetah,
+    born: tuple[Maml, KeyMetric],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    agent, around = Engram(), world(family, born[0], "AB")
+    lived_writing_always(agent, around, born, tmp_path, monkeypatch)
+    saved = Run(tmp_path).checkpoints.load()
+    assert saved is not None
+    fresh = Engram()
+    fresh.setup(*born)
+    fresh.load_state_dict(saved[0])
+    assert fresh.memory_facts() == agent.memory_facts() and fresh.store.size == 2
+    query = agent.store.keys[:2]
+    assert torch.equal(fresh.store.read(query).params, agent.store.read(query).params)
+
+
+def test_a_life_does_not_depend_on_the_lives_before_it(
+    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, KeyMetric]
+):
+    lives = live_all({"finetune": Finetune()}, [0, 1], cohort(family, born, tmp_path / "both"))
+    alone = lived(Finetune(), world(family, born[0], "ABA", seed=1), born, tmp_path / "alone")
+    assert [timeless(r) for r in lives[1].visits] == [timeless(r) for r in alone]
+
+
+def test_a_stream_draws_distinct_tasks_of_its_split(family: HalfCheetah):
+    for split in ("train", "validation", "heldout"):
+        stream = Stream(name="s", order=["A", "B", "C"], split=split)
+        tasks = stream.draw(family, 0).values()
+        assert {family.split_of(task.values) for task in tasks} == {split}
+    params = {
+        "direction": Param(to="attr:direction", choices=[-1.0, 1.0]),
+        "gear_bthigh": Param(to="model:actuator_gear[bthigh]", op="scale", choices=[-1.0, 0.2]),
+    }
+    four = HalfCheetah(name="four", horizon=20, params=params)
+    for seed in range(5):
+        stream = Stream(name="s", order=["A", "B", "C", "D"])
+        assert len({task.id for task in stream.draw(four, seed).values()}) == 4
+    with pytest.raises(TaskError, match="names 5 tasks, but 'four' has only 4"):
+        Stream(name="s", order=["A", "B", "C", "D", "E"]).draw(four, 0)
+
+
+def test_a_recalled_row_is_traced_to_the_visit_that_wrote_it_last():
+    rows = [0, 1, 0, None]
+    before = [
+        {"seed": 0, "visit": n, "written": {"row": row}, "task": {"label": f"task {n}"}}
+        for n, row in enumerate(rows)
+    ]
+    for row, origin in ((0, 2), (1, 1)):
+        record = _with_origin({"recalled": {"row": row}}, before)
+        assert record["recalled"]["of_visit"] == origin
+    agent = MetaInit()
+    agent.memory_facts = lambda: [{"score": 1.0}] * 2
+    found = [(r["row"], r["written_at_visit"], r["task"]) for r in memory_rows(agent, before)]
+    assert found == [(0, 2, "task 2"), (1, 1, "task 1")]
