@@ -52,8 +52,7 @@ def test_the_gate_is_closed_on_its_far_side_only():
 
 
 def test_with_k_of_all_rows_the_weights_are_the_full_softmax():
-    store = memory(0.0, 3.0, 6.0, gate=2.9, topk=3)
-    store.config.gate = 1e9
+    store = memory(0.0, 3.0, 6.0, gate=1e9, topk=3)  # the gate is of reading, not of writing
     recall = store.read(query(2.0))
     distances = torch.tensor([1.0, 2.0, 4.0])
     torch.testing.assert_close(recall.weights[0], torch.softmax(-0.5 * distances**2, 0))

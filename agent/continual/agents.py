@@ -144,6 +144,7 @@ class Engram(MetaInit):
         self.store = EpisodicMemory(self.memory, len(metric.weight), learner.theta.detach().clone())
         self._recall: Recall | None = None
         self._probe: Trajectories | None = None
+        self._first_step = 0
 
     def begin(self, visit: Visit) -> dict[str, Any]:
         """Probe with the meta-initialisation, read the memory, and start from what it says."""
@@ -157,6 +158,7 @@ class Engram(MetaInit):
             self._probe = None  # made by another policy than the one that goes on
             self.params = self.params + recall.pull(self.params)
             self._step = self.learner.meta_steps  # the meta-learned step was learned for theta_0
+        self._first_step = self._step
         row = int(recall.index[0, 0]) if bool(recall.accepted) else None
         nearest = float(recall.distance[0, 0])
         return {
@@ -174,7 +176,7 @@ class Engram(MetaInit):
         return probe.joined(visit.collect(self.params, more)) if more > 0 else probe
 
     def _memory_term(self) -> tuple[Recall | None, float]:
-        return self._recall, self.pull.at(self._step)
+        return self._recall, self.pull.at(self._step - self._first_step)
 
     def end(self) -> dict[str, Any]:
         """Keep the policy if it beats the meta-initialisation and, if any, its task's row.

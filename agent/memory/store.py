@@ -24,6 +24,8 @@ class MemoryConfig:
     """N at most; when full, the row that gained least over the meta-initialisation gives way."""
     gate: Annotated[float, Field(gt=0)] = 2.0
     """Novelty gate: a row further off is another task (95 % of two probes of one are within 1)."""
+    same_task: Annotated[float, Field(gt=0)] = 2.0
+    """What is written nearer than this to a row is that row's task, and updates it."""
     topk: Annotated[int, Field(ge=1)] = 1
     """K: rows recalled; their weights are softmax(-distance^2 / 2). 1 is the nearest row alone."""
 
@@ -62,7 +64,7 @@ class EpisodicMemory:
         )
         index = torch.zeros(len(query), k, dtype=torch.int64, device=self.keys.device)
         if self.size > 0:
-            # A NaN would be ranked first by topk; infinitely far is what it means.
+            # Whatever topk makes of NaN, infinitely far is what it means here.
             found = self.distances(query).nan_to_num(nan=torch.inf, posinf=torch.inf)
             nearest = found.topk(min(k, self.size), dim=-1, largest=False)
             distance[:, : nearest.values.shape[1]] = nearest.values
@@ -79,7 +81,7 @@ class EpisodicMemory:
         """Keep a policy ``params [P]`` that scored ``score``, the meta-initialisation ``baseline``.
 
         Returns the row written, or None where it was not worth it: it must beat the
-        meta-initialisation, and a row of the same task (within ``config.gate``) is only replaced by
+        meta-initialisation, and a row of the same task (within ``config.same_task``) is only replaced by
         something better.
         """
         if not (torch.isfinite(key).all() and torch.isfinite(params).all()):
@@ -104,7 +106,7 @@ class EpisodicMemory:
         if self.size == 0:
             return None
         distance, row = self.distances(key[None])[0].min(0)
-        return int(row) if float(distance) <= self.config.gate else None
+        return int(row) if float(distance) <= self.config.same_task else None
 
     def _free_row(self, gain: float) -> int | None:
         """A row for something new: the next unused one, or that of the policy that gained least."""
