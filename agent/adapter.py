@@ -32,7 +32,7 @@ class Pull:
     kind: Literal["none", "constant", "decay"] = "none"
     """``constant``, the literal rule, is biased and caps gains; ``decay`` fades with evidence."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """beta of the first step."""
+    """beta of a visit's first step."""
     halving_steps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """``decay``: steps after which beta has halved."""
 
@@ -116,11 +116,11 @@ class PpoAdapter:
     """Parts that the episodes are split into, each one Adam step."""
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """PPO's clip range."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Largest gradient norm, per task."""
-    adam_betas: list[Annotated[float, Field(ge=0, lt=1)]] = field(
-        default_factory=lambda: [0.9, 0.999]
-    )
+    adam_betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = field(default_factory=lambda: [0.9, 0.999])
     """Adam's decay rates."""
 
     def step(

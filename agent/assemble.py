@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from agent import train as training
 from agent.config import ConfigError, build, resolved
 from agent.continual.lifetime import Stream
+from agent.files import read_yaml
 from agent.learners.base import MetaLearner
 from agent.run import Run, RunError
 from agent.settings import ContinualSettings, Machine, TrainSettings
@@ -50,9 +50,8 @@ def load_trained(run: Run, machine: Machine) -> Trained:
             f"{run.folder}: not a meta-training run (no config.yaml); make one with: "
             f"engram train run={run.folder}"
         )
-    saved = yaml.safe_load(path.read_text())
-    if not isinstance(saved, dict):
-        raise RunError(f"{path}: expected settings, found {type(saved).__name__}; was it edited?")
+    saved = read_yaml(path)
+    set_up(machine)  # the import path of now, beside the one that the run remembers
     here = {"device": machine.device, "threads": machine.threads}
     trained = untrained(build(saved | here, "", TrainSettings))
     if training.restore(trained.learner, run) is None:
@@ -75,6 +74,33 @@ def build_stream(settings: ContinualSettings) -> tuple[TaskDistribution, Stream]
     node = dict(settings.stream)
     family = build_family(node.pop("family", None), "stream.family")
     return family, build(node, "stream", Stream)
+
+
+def build_agents(settings: ContinualSettings) -> dict[str, Any]:
+    """The agents named, each with its settings, and a check that every seed is one lifetime."""
+    for name in settings.agent:
+        if name not in settings.agents:
+            raise ConfigError(f"agent.{name}: no such agent here; agents={settings.agents}")
+    if len(set(settings.seeds)) < len(settings.seeds):
+        raise ConfigError(f"seeds={settings.seeds}: a seed that is given twice is one lifetime")
+    return {name: build(settings.agent[name], f"agent.{name}") for name in settings.agents}
+
+
+def check_oracle(trained: Trained, oracle: Trained) -> None:
+    """What stands beside an agent as its oracle must be one, of the same family."""
+    if not oracle.learner.sees_task:
+        raise RunError("oracle=: that run is no oracle; train one with learner=oracle")
+    if oracle.config["env"] != trained.config["env"]:
+        raise RunError(
+            f"oracle=: that oracle was trained on {oracle.family.name!r} with other settings than "
+            f"the run's {trained.family.name!r}"
+        )
+
+
+def check_not_oracle(learner: MetaLearner, path: str) -> None:
+    """An oracle cannot be evaluated or sent through a stream as if it were an agent."""
+    if learner.sees_task:
+        raise RunError(f"{path}: is an oracle, which is told the task; expected an agent's learner")
 
 
 def check_fits(trained_on: TaskDistribution, met: TaskDistribution) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from agent import train as training
-from agent.assemble import build_stream, check_fits, load_trained, set_up, untrained
+from agent.assemble import (
+    build_agents,
+    build_stream,
+    check_fits,
+    check_not_oracle,
+    check_oracle,
+    load_trained,
+    set_up,
+    untrained,
+)
 from agent.config import build
 from agent.continual.cohort import Cohort, live_all, summarise
 from agent.evaluate import evaluate as evaluate_learner
@@ -46,7 +55,7 @@ def train(config: Config, typed: str) -> None:
     trained, run = untrained(settings), Run(settings.run)
     with run.lock():
         run.claim(trained.config, _MAY_CHANGE)
-        before, started = run.progress(), time.perf_counter()
+        before = run.progress()
         progress = training.train(
             trained.learner,
             trained.family,
@@ -63,13 +72,9 @@ def train(config: Config, typed: str) -> None:
                 f"{progress['env_steps']:,} env steps. A larger budget.env_steps goes on from here."
             )
             return
-        steps = progress["env_steps"] + progress["key_steps"]
-        seconds = time.perf_counter() - started
+        steps, seconds = progress["env_steps"] + progress["key_steps"], progress["seconds"]
         run.note_command(typed, f"meta-training in {run.folder}", seconds, steps)
-    rate, physics = (
-        progress["env_steps"] / progress["seconds"],
-        progress["physics_s"] / progress["seconds"],
-    )
+    rate, physics = progress["env_steps"] / seconds, progress["physics_s"] / seconds
     console.print(
         f"Trained: {steps:,} env steps in {seconds:.0f} s ({rate:,.0f} a second with learning, "
         f"{physics:.0%} of the time in the simulator). All of it is in {run.folder}"
@@ -82,11 +87,19 @@ def evaluate(config: Config, typed: str) -> None:
     run = Run(settings.run)
     oracle = Run(settings.oracle) if settings.oracle else None
     trained = load_trained(run, settings)
-    told = load_trained(oracle, settings).learner if oracle else None
+    check_not_oracle(trained.learner, settings.run)
+    told = load_trained(oracle, settings) if oracle else None
+    if told is not None:
+        check_oracle(trained, told)
     started, size = time.perf_counter(), settings.evaluation
     with console.status(f"adapting to {size.tasks} {settings.split} tasks"):
         result = evaluate_learner(
-            trained.learner, trained.family, size, settings.split, settings.seed, told
+            trained.learner,
+            trained.family,
+            size,
+            settings.split,
+            settings.seed,
+            told.learner if told else None,
         )
     seconds = time.perf_counter() - started
     result |= {
@@ -106,21 +119,22 @@ def continual(config: Config, typed: str) -> None:
     settings = build(config, "", ContinualSettings)
     set_up(settings)
     family, stream = build_stream(settings)
-    agents = {name: build(settings.agent[name], f"agent.{name}") for name in settings.agents}
+    agents = build_agents(settings)
+    check_not_oracle(untrained(settings).learner, "learner")
     run = Run(settings.run)
     init = Run(settings.init) if settings.init else _train_init(config, run, typed)
     trained = load_trained(init, settings)
+    check_not_oracle(trained.learner, f"init={settings.init}")
     check_fits(trained.family, family)
     metric = training.load_key_metric(init, trained.learner.policy.device)
     cohort = Cohort(stream, family, trained.learner, metric, run)
     with run.lock():
-        started = time.perf_counter()
+        run.describe(config, "continual.yaml")
         lives = live_all(agents, settings.seeds, cohort)
         summary = summarise(lives, cohort)
         write_json(run.folder / "summary.json", summary)
         if any(life.lived for life in lives):
-            seconds = time.perf_counter() - started
-            run.note_command(typed, "stream", seconds, summary["env_steps"])
+            run.note_command(typed, "stream", summary["seconds"], summary["env_steps"])
         else:
             console.print(f"{run.folder} is finished: {len(lives)} lifetimes. Add seeds or agents.")
     console.print(stream_table(summary))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 class BadFileError(ValueError):
     """A file of a run folder that is not what it should be; the message names it."""
@@ -38,6 +40,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadFileError(f"{path}: not valid JSON ({error}); was it edited or cut off?") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings, naming it if it is not one."""
+    try:
+        value = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadFileError(f"{path}: not valid YAML ({error}); was it edited or cut off?") from None
+    if not isinstance(value, dict):
+        raise BadFileError(f"{path}: expected settings, found {type(value).__name__}")
+    return value
 
 
 def write_synced(path: Path, data: bytes) -> None:

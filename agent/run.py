@@ -21,7 +21,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from agent.files import plain, read_json, sync_folder, write_atomic, write_json, write_synced
+from agent.files import (
+    plain,
+    read_json,
+    read_yaml,
+    sync_folder,
+    write_atomic,
+    write_json,
+    write_synced,
+)
 
 FORMAT = 1
 _PACKAGES = (
@@ -71,7 +79,8 @@ class Checkpoints:
         """Write the next generation, then drop all but the newest two."""
         self.folder.mkdir(parents=True, exist_ok=True)
         generations = self._generations()
-        number = int(generations[-1].name) + 1 if generations else 1
+        taken = [int(path.name[:8]) for path in self.folder.glob("[0-9]*")]  # damaged ones too
+        number = max(taken, default=0) + 1
         data = save_tensors(
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         )
@@ -103,18 +112,20 @@ class Checkpoints:
         Raises:
             CorruptCheckpointError: There are generations, but none of them is intact.
         """
-        faults = []
+        faults: list[tuple[Path, str]] = []
         for generation in reversed(self._generations()):
             try:
                 tensors, progress = self._read(generation)
             except CorruptCheckpointError as error:
-                faults.append(str(error))
+                faults.append((generation, str(error)))
                 continue
-            for fault in faults:
+            for damaged, fault in faults:
                 print(f"warning: {fault}; using the generation before it", file=sys.stderr)
+                # Out of the way, or the next save would keep it rather than the one that is intact.
+                damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
             return tensors, progress
         if faults:
-            raise CorruptCheckpointError("; ".join(faults))
+            raise CorruptCheckpointError("; ".join(fault for _, fault in faults))
         return None
 
     def _generations(self) -> list[Path]:
@@ -174,7 +185,7 @@ class Run:
         """
         path, settings = self.folder / "config.yaml", plain(config)
         if path.exists():
-            before = yaml.safe_load(path.read_text())
+            before = read_yaml(path)
             keys = {key for key in {*before, *settings} if key not in may_change}
             changed = [
                 line
@@ -186,7 +197,12 @@ class Run:
                     f"{self.folder} was made with other settings: {'; '.join(changed[:5])}. "
                     "Choose another run= or use the same settings"
                 )
-        write_atomic(path, yaml.safe_dump(settings, sort_keys=False).encode())
+        self.describe(settings)
+
+    def describe(self, config: Mapping[str, Any], name: str = "config.yaml") -> None:
+        """Write settings and versions."""
+        text = yaml.safe_dump(plain(config), sort_keys=False)
+        write_atomic(self.folder / name, text.encode())
         write_json(self.folder / "versions.json", versions())
 
     def progress(self) -> dict[str, Any] | None:
@@ -204,8 +220,8 @@ class Run:
         """Drop the lines after ``iterations``, made after the checkpoint that is continued from."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            lines = path.read_text().splitlines()
-            write_atomic(path, "".join(f"{line}\n" for line in lines[:iterations]).encode())
+            kept = [x for x in path.read_text().splitlines() if 0 < _iteration(x) <= iterations]
+            write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
 
     def note_command(self, command: str, what: str, seconds: float, env_steps: int) -> None:
         """Add to ``commands.json`` what was run here and what it cost."""
@@ -213,6 +229,14 @@ class Run:
         done = [c for c in (read_json(path) if path.exists() else []) if c["what"] != what]
         entry = {"command": command, "what": what, "seconds": seconds, "env_steps": env_steps}
         write_json(path, [*done, entry])
+
+
+def _iteration(line: str) -> int:
+    """The iteration that a line of ``metrics.jsonl`` is of; 0 for a line that was cut off."""
+    try:
+        return int(json.loads(line)["iteration"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return 0
 
 
 def _differences(before: Any, now: Any, path: str) -> list[str]:

@@ -131,9 +131,11 @@ def _calibrated(
     progress: dict[str, Any],
 ) -> dict[str, Any]:
     """The last checkpoint of a run, with its key metric, or with the reason why it has none."""
-    state, facts = learner.state_dict(), {"key_at": progress["iteration"], "key_steps": 0}
+    state, earlier = learner.state_dict(), progress.get("key_steps", 0)
+    facts = {"key_at": progress["iteration"], "key_steps": earlier, "key_failure": None}
     if not learner.sees_task:  # an oracle needs no keys
-        first, second, facts["key_steps"] = probe_twice(learner, family, calibration, seed)
+        first, second, steps = probe_twice(learner, family, calibration, seed)
+        facts["key_steps"] += steps
         try:
             state["key_metric"] = KeyMetric.fit(first, second).weight
         except IndistinguishableTasksError as error:
@@ -160,7 +162,7 @@ def load_key_metric(run: Run, device: torch.device) -> KeyMetric:
     saved = run.checkpoints.load()
     if saved is not None and "key_metric" in saved[0]:
         return KeyMetric(saved[0]["key_metric"].to(device))
-    if saved is not None and "key_failure" in saved[1]:
+    if saved is not None and saved[1].get("key_failure"):
         raise IndistinguishableTasksError(
             f"{run.folder} has no key metric: {saved[1]['key_failure']}"
         )

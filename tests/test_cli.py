@@ -113,6 +113,11 @@ def test_continual_trains_its_own_initialisation_if_none_is_named(folder: Path):
         (["train", "nonsense"], "'nonsense': expected key=value"),
         (["continual", "agent.engram.memory.topk=0"], "agent.engram.memory.topk=0"),
         (["continual", "agents=[engrm]"], "engrm"),
+        (["continual", "agent.engrm.probe_episodes=3"], "agent.engrm: no such agent here"),
+        (["continual", "seeds=[0,0]"], "seeds=[0, 0]: a seed that is given twice"),
+        (["continual", "learner.gama=1", "init=x"], "learner.gama: unknown key"),
+        (["train", "learner.task_adapter.adam_betas=[0.9]"], "learner.task_adapter.adam_betas"),
+        (["train", "learner.max_grad_norm=inf"], "learner.max_grad_norm=inf"),
         (["continual", "agents=engram"], "agents='engram': expected a list"),
         (["evaluate", "split=held"], "split='held'"),
         (["fly"], "'fly' is not a command"),
@@ -151,6 +156,25 @@ def test_bad_files_and_families_are_one_line_errors(
     assert main(["train", "env=half_cheetah_dir", target, "run=r"]) == 1
     error = capsys.readouterr().err
     assert "half_cheetah_dir.params.mass" in error and "wing" in error
+
+
+def test_an_oracle_is_not_taken_for_an_agent_nor_an_agent_for_an_oracle(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*TRAIN, "run=a"]) == 0
+    assert main([*TRAIN, "run=o", "learner=oracle"]) == 0
+    assert main([*TRAIN, "run=other", "learner=oracle", "env.radius=2.0"]) == 0
+    wrong = {
+        "evaluate run=o": "o: is an oracle",
+        "evaluate run=a oracle=a": "that run is no oracle",
+        "evaluate run=a oracle=other": "with other settings",
+        "continual init=o stream=point_recall": "init=o: is an oracle",
+        "continual learner=oracle stream=point_recall": "learner: is an oracle",
+    }
+    for command, message in wrong.items():
+        assert main(command.split()) == 1, command
+        assert message in capsys.readouterr().err
+    assert main(["evaluate", "run=a", "oracle=o", "evaluation.tasks=2"]) == 0
 
 
 def test_an_interruption_outside_of_the_loops_is_no_traceback(

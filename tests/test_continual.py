@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,12 @@ def test_lifetimes_of_another_initialisation_are_not_continued(
             [0],
             dataclasses.replace(cohort(family, born, tmp_path), learner=other),
         )
+
+
+def test_a_return_that_could_not_be_measured_stays_visible():
+    record = {"seed": 0, "revisit": False, "start": None, "end": 3.0}  # null, from a file
+    found = metrics([record, record | {"start": 1.0, "end": 5.0}])
+    assert found["first.end"] == 4.0 and math.isnan(found["first.start"])
 
 
 def test_metrics_and_intervals_by_hand():

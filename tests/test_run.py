@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from agent.files import BadFileError, read_json, write_atomic, write_json
 from agent.run import (
     Checkpoints,
     CorruptCheckpointError,
     Run,
     RunError,
-    read_json,
-    write_atomic,
-    write_json,
 )
 
 
@@ -50,6 +48,23 @@ def test_damage_is_noticed_and_the_generation_before_used(
     loaded = checkpoints.load()
     assert loaded is not None and loaded[1] == {"iteration": 1}
     assert "using the generation before" in capsys.readouterr().err
+
+
+def test_a_damaged_generation_is_never_kept_in_place_of_an_intact_one(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(tensors(1), {"iteration": 1})
+    spoil(checkpoints.save(tensors(2), {"iteration": 2}) / "manifest.json", "cut")
+    assert checkpoints.load() is not None
+    spoil(checkpoints.save(tensors(3), {"iteration": 3}) / "manifest.json", "cut")
+    loaded = checkpoints.load()  # two faults in a row, and the first generation still there
+    assert loaded is not None and loaded[1] == {"iteration": 1}
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "- 1"])
+def test_settings_that_are_none_are_named(tmp_path: Path, text: str):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(BadFileError, match=r"config\.yaml"):
+        Run(tmp_path).claim({"seed": 0})
 
 
 def test_when_every_generation_is_damaged_it_says_so(tmp_path: Path):
@@ -174,13 +189,13 @@ def test_two_processes_cannot_work_in_one_folder(tmp_path: Path):
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path):
     run = Run(tmp_path)
-    for n in range(5):
+    for n in (1, 3, 4, 5):  # a power cut lost line 2
         run.log({"iteration": n})
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"iteration": 5, "tor')  # a line that a kill cut off
+        file.write('{"iteration": 2, "tor')  # a line that a kill cut off
     run.truncate_log(3)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 3]
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

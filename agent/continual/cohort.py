@@ -28,9 +28,12 @@ class Cohort:
 
     @property
     def origin(self) -> str:
-        """Names the meta-initialisation: lifetimes born from another cannot be continued here."""
-        data = self.learner.theta.detach().cpu().numpy().tobytes()
-        return hashlib.sha256(data).hexdigest()[:16]
+        """Names the meta-initialisation: lifetimes born from another one are not continued."""
+        state = self.learner.state_dict() | {"key_metric": self.metric.weight}
+        digest = hashlib.sha256()
+        for name in sorted(state):
+            digest.update(name.encode() + state[name].detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,7 +151,8 @@ def metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     for kind, again in (("first", False), ("revisit", True)):
         chosen = [r for r in records if r["revisit"] is again]
         for point in ("start", "end"):
-            values = [r[point] for r in chosen]
+            # A return that could not be measured is NaN, and null once it went through a file.
+            values = [float("nan") if r[point] is None else r[point] for r in chosen]
             out[f"{kind}.{point}"] = float(np.mean(values)) if values else float("nan")
     return out
 

@@ -44,7 +44,7 @@ class Maml:
     """Outer steps per batch of episodes; the inner step is differentiated anew in each."""
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """PPO's clip range in the outer objective."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Largest norm of the outer gradient."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
     """Discount."""

@@ -52,7 +52,7 @@ def _ridge(features: list[Tensor], target: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KeyMetric:
-    """Which coordinates matter: ``key = coefficients * weight``, same-task distances up to about 1."""
+    """Which coordinates matter: ``key = coefficients * weight``; one task lies within about 1."""
 
     weight: Tensor
     """``[D]``, float64."""

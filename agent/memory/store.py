@@ -81,8 +81,8 @@ class EpisodicMemory:
         """Keep a policy ``params [P]`` that scored ``score``, the meta-initialisation ``baseline``.
 
         Returns the row written, or None where it was not worth it: it must beat the
-        meta-initialisation, and a row of the same task (within ``config.same_task``) is only replaced by
-        something better.
+        meta-initialisation, and a row of the same task (within ``config.same_task``) is only
+        replaced by something better.
         """
         if not (torch.isfinite(key).all() and torch.isfinite(params).all()):
             return None

@@ -22,6 +22,7 @@ MADE_BY = {
     "summary.json": "engram continual",
 }
 """The data files, and the command that makes each."""
+_CONFIGS = ("config.yaml", "continual.yaml")
 _SCORES = {alias: name for name, field in Scores.model_fields.items() if (alias := field.alias)}
 
 T = TypeVar("T")
@@ -117,8 +118,10 @@ def _total_steps(
     log: list[Iteration], evaluation: Evaluation | None, summary: Summary | None
 ) -> tuple[str, str]:
     oracle = evaluation.oracle_env_steps if evaluation else math.nan
+    # Counts the probes of the key calibration too, which the log does not.
+    meta = int(evaluation.meta_env_steps) if evaluation else 0
     parts = {
-        "training": log[-1].env_steps if log else 0,
+        "training": max(log[-1].env_steps if log else 0, meta),
         "oracle": int(oracle) if math.isfinite(oracle) else 0,
         "evaluation": evaluation.env_steps if evaluation else 0,
         "stream": summary.env_steps if summary else 0,
@@ -144,9 +147,13 @@ def _figures(
 def _provenance(run: Path) -> dict[str, Any]:
     """How the run was made: commands, versions and config, as far as they were noted."""
     return {
-        "commands": _read(run / "commands.json", list[Command]) or [],
+        "commands": [
+            command
+            for folder in (run, run / "oracle")
+            for command in _read(folder / "commands.json", list[Command]) or []
+        ],
         "versions": _read(run / "versions.json", dict[str, Any]) or {},
-        "config": _text(run / "config.yaml"),
+        "config": "\n".join(filter(None, (_text(run / name) for name in _CONFIGS))),
     }
 
 
