@@ -65,9 +65,9 @@ class KeyMetric:
         within): what a task cannot be told by is left out, and what is left counts in units of its
         own noise. (The unbounded Fisher weight sqrt(between / within) / sd_within lets the noise of
         one very telling coordinate, a direction's reward slope, drown all others: top-1 0.40-0.52
-        against 0.99-1.00 on HalfCheetah faults, scripts/benchmark.py.) Everything is then divided by the
-        95 % quantile of the same-task distance: its median would be too tight a unit where few
-        coordinates count (a noiseless robot), for the distance then varies by a factor of 3.
+        against 0.99-1.00 on HalfCheetah faults, scripts/benchmark.py.) Everything is then divided
+        by the 95 % quantile of the same-task distance: its median would be too tight a unit where
+        few coordinates count (a noiseless robot), for the distance then varies by a factor of 3.
         """
         if first.shape == second.shape:
             known = (torch.isfinite(first) & torch.isfinite(second)).all(-1)
