@@ -59,7 +59,8 @@ def stream_table(summary: dict[str, Any]) -> Table:
             f"{_number(a['metrics'][f'{kind}.start'])} -> {_number(a['metrics'][f'{kind}.end'])}"
             for a in agents.values()
         ]
-        table.add_row(f"{kind} visits", *cells, style="bold")
+        label = "first visits" if kind == "first" else "re-visits"
+        table.add_row(label, *cells, style="bold")
     return table
 
 

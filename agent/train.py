@@ -201,6 +201,7 @@ def _advance(progress: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
 def _note(metrics: Metrics) -> str:
     before, after = metrics["train/return_before"], metrics["train/return_after"]
     rate = metrics["time/env_steps_per_s"]
+    # The memory is an agent's, born after training; it is shown to be empty until then.
     return f"{rate:,.0f}/s | return {before:.1f} -> {after:.1f} | memory 0 rows"
 
 
