@@ -72,7 +72,7 @@ class Navigation(TaskDistribution):
             raise ValueError(f"params must be just 'angle', got {sorted(self.params)}")
 
     @property
-    def obs_size(self) -> int:
+    def raw_obs_size(self) -> int:
         """Position."""
         return 2
 
@@ -86,6 +86,6 @@ class Navigation(TaskDistribution):
         """A full action moves 0.1 along an axis."""
         return -np.ones(2), np.ones(2)
 
-    def open(self, tasks: Sequence[Task], copies: int) -> NavigationTasks:
+    def simulate(self, tasks: Sequence[Task], copies: int) -> NavigationTasks:
         """Points for ``copies`` episodes of each task."""
         return NavigationTasks(self, tasks, copies)

@@ -13,111 +13,30 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-Split = Literal["train", "validation", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
+from envs.param import Finite, Param, TaskError
+from envs.vector_tasks import VectorTasks, connect
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+__all__ = ["Finite", "Param", "Split", "Task", "TaskDistribution", "TaskError", "VectorTasks"]
+
+Split = Literal["train", "validation", "heldout", "ood"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
+"""Parts of a family's own ranges; "ood" are the parameters' ranges beyond them."""
+
 Horizon = Annotated[int, Field(ge=1)]
 
-# Every continuous range is cut into this many cells; a cell belongs to exactly one split.
-_CELLS_PER_RANGE = 64
 # A family with fewer cells than this cannot give some away: every split is then the whole family.
 _FEWEST_CELLS_TO_HOLD_OUT = 64
 _MAX_DRAWS = 10_000
 # With fewer than 20 tasks, this many draws miss one of them less than once in 10^20 times.
 _DRAWS_TO_SEE_ALL_OF_FEW = 1_000
-
-
-class TaskError(ValueError):
-    """A family that cannot be simulated or sampled as it was described; the message says why."""
-
-
-@dataclass(kw_only=True, config={"extra": "forbid"})
-class Param:
-    """One task parameter: where its value lands, how it is applied and what it is drawn from."""
-
-    to: str
-    """Target: ``attr:name``, ``kwarg:name``, ``model:field[name]`` or ``option:field[index]``."""
-    op: Literal["set", "scale", "add"] = "set"
-    """How the value meets the nominal one: replace it, multiply it, or add to it."""
-    low: Finite | None = None
-    """Lower end of the range (in the target's unit, or a factor for ``scale``)."""
-    high: Finite | None = None
-    """Upper end of the range."""
-    log: bool = False
-    """Draw uniformly in the logarithm of the value (needs ``low > 0``)."""
-    choices: list[Finite] | None = None
-    """Draw from this list instead of a range."""
-    hidden: bool = True
-    """Whether the agent must find the value out by acting; visible ones are shown to it."""
-
-    def __post_init__(self) -> None:
-        """Check that the parameter can be drawn."""
-        kind = self.to.partition(":")[0]
-        if kind not in ("attr", "kwarg", "model", "option") or not self.to.partition(":")[2]:
-            raise ValueError(
-                f"to={self.to!r}: expected attr:NAME, kwarg:NAME, model:FIELD[NAME] "
-                "or option:FIELD[INDEX]"
-            )
-        if self.choices is not None:
-            if self.low is not None or self.high is not None or self.log:
-                raise ValueError("give either choices or low/high/log, not both")
-            if not self.choices:
-                raise ValueError("choices is empty; give at least one value")
-        elif self.low is None or self.high is None:
-            raise ValueError("give both low and high, or choices")
-        elif self.low >= self.high:
-            raise ValueError(f"low={self.low:g} must be below high={self.high:g}")
-        elif self.log and self.low <= 0:
-            raise ValueError(f"log=true needs low > 0, got low={self.low:g}")
-
-    @property
-    def neutral(self) -> float | None:
-        """The value that changes nothing, where there is one."""
-        return {"scale": 1.0, "add": 0.0}.get(self.op)
-
-    def draw(self, rng: np.random.Generator) -> float:
-        """One value from the range or the choices."""
-        if self.choices is not None:
-            return float(self.choices[rng.integers(len(self.choices))])
-        low, high = self._ends()
-        value = rng.uniform(low, high)
-        return float(math.exp(value) if self.log else value)
-
-    def unit(self, value: float) -> float:
-        """The value on a scale from -1 (low end) to 1 (high end)."""
-        low, high = self._ends()
-        if low == high:  # a single choice carries no information
-            return 0.0
-        return 2.0 * ((math.log(value) if self.log else value) - low) / (high - low) - 1.0
-
-    def cell(self, value: float) -> int:
-        """Index of the range's cell that holds the value; each choice is a cell of its own."""
-        if self.choices is not None:
-            return self.choices.index(value) if value in self.choices else len(self.choices)
-        position = (self.unit(value) + 1.0) / 2.0
-        return min(max(int(position * _CELLS_PER_RANGE), 0), _CELLS_PER_RANGE - 1)
-
-    @property
-    def cells(self) -> int:
-        """How many cells the range has."""
-        return len(self.choices) if self.choices is not None else _CELLS_PER_RANGE
-
-    def _ends(self) -> tuple[float, float]:
-        if self.choices is not None:  # what is left nominal belongs to the range
-            known = [*self.choices, *([] if self.neutral is None else [self.neutral])]
-            return min(known), max(known)
-        if self.low is None or self.high is None:
-            raise ValueError("give both low and high, or choices")
-        if self.log:
-            return math.log(self.low), math.log(self.high)
-        return self.low, self.high
+# Pools are drawn with the seed that PEARL's code uses for its fixed task sets.
+_POOL_SEED = 1337
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,50 +59,51 @@ class Task:
         return hash(self.id)
 
 
-class VectorTasks(ABC):
-    """T x E simulators in lock step: whole episodes, no autoreset, terminated and truncated apart.
-
-    A simulation that has ended keeps its place; the caller must mask what it returns afterwards.
-    """
-
-    tasks: Sequence[Task]
-    copies: int
-    """E, simulators per task."""
-    physics_s: float
-    """Wall seconds spent inside the simulator since it was opened."""
-
-    @abstractmethod
-    def reset(self, seed: int) -> np.ndarray:
-        """Start an episode in every simulator; equal seeds, equal starts. Obs ``[T, E, O]``."""
-
-    @abstractmethod
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Apply ``action [T, E, A]``; obs ``[T, E, O]``, reward, terminated, truncated."""
-
-    @property
-    @abstractmethod
-    def diverged(self) -> np.ndarray:
-        """``[T, E]`` bool: simulations that blew up since the last reset; their data is void."""
-
-    def close(self) -> None:  # noqa: B027 (most hold nothing to free)
-        """Free what the simulators hold."""
-
-
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class TaskDistribution(ABC):
     """Where tasks come from; drawing and splitting are here, simulating is for subclasses."""
 
     name: str
     """Name of the family; part of every task's identity and of the files written."""
+    variant: str = ""
+    """Which published definition, where papers disagree; part of every task's identity."""
     horizon: Horizon = 100
     """Steps of an episode."""
     params: dict[str, Param] = field(default_factory=dict)
     """The parameters in which tasks differ, by name."""
+    perturbed: Annotated[int, Field(ge=1)] | None = None
+    """How many of the parameters with a nominal value leave it in one task; None: all of them."""
+    pool: dict[Split, Annotated[int, Field(ge=1)]] = field(default_factory=dict)
+    """Splits with a fixed set of so many tasks, as some papers have; others draw afresh."""
+
+    @model_validator(mode="after")
+    def _check_perturbed(self) -> Self:
+        if self.perturbed is not None and len(self._nominal()) < self.perturbed:
+            raise ValueError(
+                f"perturbed={self.perturbed} but only {len(self._nominal())} parameters have a "
+                "nominal value to leave (op=scale or op=add)"
+            )
+        return self
+
+    @property
+    def id(self) -> str:
+        """Name and variant: what tasks, and files that hold results, call the family."""
+        return f"{self.name}:{self.variant}" if self.variant else self.name
+
+    @property
+    def obs_size(self) -> int:
+        """O: what the simulation gives, and the parameters that are not hidden."""
+        return self.raw_obs_size + len(self.visible)
+
+    @property
+    def visible(self) -> list[str]:
+        """Names of the parameters that are not hidden."""
+        return [name for name, param in self.params.items() if not param.hidden]
 
     @property
     @abstractmethod
-    def obs_size(self) -> int:
-        """O."""
+    def raw_obs_size(self) -> int:
+        """Numbers in the simulation's own observation."""
 
     @property
     @abstractmethod
@@ -196,30 +116,65 @@ class TaskDistribution(ABC):
         """Lowest and highest action, each ``[A]``."""
 
     @abstractmethod
+    def simulate(self, tasks: Sequence[Task], copies: int) -> VectorTasks:
+        """Simulators that know the tasks but for their ``action:`` and ``obs:`` parameters."""
+
     def open(self, tasks: Sequence[Task], copies: int) -> VectorTasks:
         """Simulators for ``copies`` parallel episodes of each task."""
+        return connect(self, self.simulate(tasks, copies))
 
     @property
     def holds_out(self) -> bool:
         """Whether it is rich enough to keep tasks back; if not, every split is the whole family."""
         return math.prod(param.cells for param in self.params.values()) >= _FEWEST_CELLS_TO_HOLD_OUT
 
+    def task(self, values: Mapping[str, float]) -> Task:
+        """The task with these values; what is not named stays nominal, where it can."""
+        for name in values:
+            if name not in self.params:
+                raise TaskError(
+                    f"{self.name}: no parameter {name!r}; its parameters are {sorted(self.params)}"
+                )
+        filled = {}
+        for name, param in self.params.items():
+            value = values.get(name, param.neutral)
+            if value is None:
+                raise TaskError(f"{self.name}: parameter {name!r} needs a value (op=set)")
+            filled[name] = float(value)
+        return Task(self.id, filled)
+
     def draw(
-        self, rng: np.random.Generator, fixed: Mapping[str, float] | None = None
+        self,
+        rng: np.random.Generator,
+        fixed: Mapping[str, float] | None = None,
+        ood: bool = False,
     ) -> dict[str, float]:
-        """Values of one task from the whole family; ``fixed`` values are taken as they are."""
+        """Values of one task from the whole family; ``fixed`` values are taken as they are.
+
+        With ``ood`` the parameters that declare a range beyond their own are drawn from it.
+        """
         fixed = fixed or {}
-        return {
-            name: fixed[name] if name in fixed else param.draw(rng)
+        values = {
+            name: fixed[name] if name in fixed else (param.draw_ood if ood else param.draw)(rng)
             for name, param in self.params.items()
         }
+        if self.perturbed is not None:
+            for name in rng.permutation(self._nominal())[self.perturbed :].tolist():
+                values[name] = float(self.params[name].neutral or 0.0)
+        return values
+
+    def _nominal(self) -> list[str]:
+        return [name for name, param in self.params.items() if param.neutral is not None]
 
     def split_of(self, values: Mapping[str, float]) -> Split:
         """The split that these values belong to: 80 % train, 10 % validation, 10 % held-out cells.
 
         The parameter space is cut into cells and a hash of the cell decides, so the splits are
-        disjoint by construction, whatever seed draws from them.
+        disjoint by construction, whatever seed draws from them. Values beyond a parameter's range
+        are "ood".
         """
+        if any(param.beyond(values[name]) for name, param in self.params.items()):
+            return "ood"
         cell = [param.cell(values[name]) for name, param in sorted(self.params.items())]
         digest = hashlib.sha256(json.dumps([self.name, cell]).encode()).digest()
         share = int.from_bytes(digest[:8], "big") / 2**64
@@ -231,38 +186,65 @@ class TaskDistribution(ABC):
         """Draw ``n`` tasks of a split, stratified over the first discrete parameter.
 
         ``distinct`` refuses repeats, as an evaluation wants it. A family too small to hold tasks
-        back then gives all it has, even if these are fewer than ``n``.
+        back then gives all it has, even if these are fewer than ``n``. A split with a pool gives
+        tasks of that.
         """
-        if split not in SPLITS:
-            raise TaskError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+        if split not in (*SPLITS, "ood"):
+            raise TaskError(f"split={split!r}: expected one of {', '.join(SPLITS)} or ood")
+        if split == "ood" and all(param.ood is None for param in self.params.values()):
+            raise TaskError(f"{self.name}: no parameter declares an 'ood' range to draw from")
+        if split in self.pool:
+            return self._sample_pool(n, rng, split, distinct)
+        return self._sample_fresh(n, rng, split, distinct)
+
+    def _sample_pool(
+        self, n: int, rng: np.random.Generator, split: Split, distinct: bool
+    ) -> list[Task]:
+        size = self.pool[split]
+        if distinct and n > size:
+            raise TaskError(
+                f"{n} distinct tasks of {self.name!r}: the pool of {split!r} has {size}"
+            )
+        known = np.random.default_rng(_POOL_SEED)
+        pool = self._sample_fresh(size, known, split, distinct=self.holds_out)
+        chosen = rng.permutation(size)[:n] if distinct else rng.integers(size, size=n)
+        return [pool[i] for i in chosen]
+
+    def _sample_fresh(
+        self, n: int, rng: np.random.Generator, split: Split, distinct: bool
+    ) -> list[Task]:
         tasks: list[Task] = []
-        for fixed in self._strata(n, rng):
+        for fixed in self._strata(n, rng, split):
             task = self._draw_from(split, rng, fixed, set(tasks) if distinct else set())
             if task is not None:
                 tasks.append(task)
-            elif self.holds_out:
+            elif self._held_apart(split):
                 raise TaskError(
                     f"no further task of {self.name!r} in split {split!r} after {_MAX_DRAWS} "
                     "draws; the family may be too small for this many distinct tasks"
                 )
         return tasks
 
+    def _held_apart(self, split: Split) -> bool:
+        return self.holds_out or split == "ood"
+
     def _draw_from(
         self, split: Split, rng: np.random.Generator, fixed: Mapping[str, float], taken: set[Task]
     ) -> Task | None:
         """One task of the split that is not among those taken; None if none was found."""
-        for _ in range(_MAX_DRAWS if self.holds_out else _DRAWS_TO_SEE_ALL_OF_FEW):
-            task = Task(self.name, self.draw(rng, fixed))
-            if self.holds_out and self.split_of(task.values) != split:
+        for _ in range(_MAX_DRAWS if self._held_apart(split) else _DRAWS_TO_SEE_ALL_OF_FEW):
+            task = Task(self.id, self.draw(rng, fixed, ood=split == "ood"))
+            if self._held_apart(split) and self.split_of(task.values) != split:
                 continue
             if task not in taken:
                 return task
         return None
 
-    def _strata(self, n: int, rng: np.random.Generator) -> list[dict[str, float]]:
+    def _strata(self, n: int, rng: np.random.Generator, split: Split) -> list[dict[str, float]]:
         """Each draw's value of the first discrete parameter, spread as evenly as ``n`` allows."""
         for name, param in self.params.items():
-            if param.choices is not None:
+            optional = self.perturbed is not None and param.neutral is not None
+            if param.choices is not None and not optional and not (split == "ood" and param.ood):
                 # Which choices come once more than others, if n is no multiple, is drawn as well.
                 order = rng.permutation(len(param.choices))[rng.permutation(n) % len(param.choices)]
                 return [{name: float(param.choices[i])} for i in order]
