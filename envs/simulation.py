@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import field
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,11 +24,11 @@ import numpy as np
 from mujoco import batch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from pydantic_core import ArgsKwargs
 
 from envs.model_fields import couples_inertia, naming, write_field
 from envs.param import apply_op
 from envs.task import Task, TaskDistribution, TaskError, VectorTasks
+from envs.variants import Settings, complete
 
 _log = logging.getLogger("engram.mujoco")
 # MuJoCo would print each warning and append it to MUJOCO_LOG.TXT in the user's folder. Divergence,
@@ -41,8 +41,6 @@ UNSTABLE = [
     int(mujoco.mjtWarning.mjWARN_BADQACC),
 ]
 """Warning counters of a simulation that blew up."""
-Settings = Mapping[str, Mapping[str, Any]]
-"""Settings of a family by variant, or of its parameters by name, as a YAML file would give them."""
 Integrator = Literal["model", "Euler", "implicitfast", "RK4"]
 # A sensor of this name makes MuJoCo compute contact forces (cfrc_ext) within mj_step.
 _CONTACT_SENSOR = "engram_contact_forces"
@@ -126,6 +124,7 @@ class SimulatedTasks(VectorTasks):
         self._ended, self._diverged = np.ones(rows, dtype=bool), np.zeros(rows, dtype=bool)
         if family.needs_contact_forces:
             self._contact_forces = np.zeros((rows, self.model.nbody, 6))
+        self._bound = False
         self._changed: set[str] = set()
         self._changed_attributes: set[str] = set()
         self._write_params(np.arange(rows), np.repeat(np.arange(len(tasks)), copies))
@@ -247,7 +246,17 @@ class SimulatedTasks(VectorTasks):
         self._diverged[rows], self._ended[rows], self._steps[rows] = False, False, 0
         if self.family.needs_contact_forces:
             self._contact_forces[rows] = 0.0
+        if not self._bound:
+            self._bind_all()
         self._batch.forward(rows)
+
+    def _bind_all(self) -> None:
+        """Ask once for all that will be read: MuJoCo fills a bound field at the next call only."""
+        with np.errstate(all="ignore"):
+            self.observe()
+            self.reward(self.before_step(), self._ctrl)
+            self.terminated()
+        self._bound = True
 
     def _read_contact_forces(self, running: np.ndarray) -> None:
         if not self.family.needs_contact_forces:
@@ -328,15 +337,7 @@ class SimulatedFamily(TaskDistribution):
     @classmethod
     def _complete(cls, given: Any) -> Any:
         """Fill the variant's settings in where none are given."""
-        settings = dict((given.kwargs if isinstance(given, ArgsKwargs) else given) or {})
-        if cls.VARIANTS:
-            variant = settings.get("variant") or next(iter(cls.VARIANTS))
-            if variant not in cls.VARIANTS:
-                raise ValueError(f"variant={variant!r}: expected one of {', '.join(cls.VARIANTS)}")
-            settings = _merged(cls.VARIANTS[variant], settings) | {"variant": variant}
-        if cls.PARAMS:
-            settings = _merged({"params": cls.PARAMS}, settings)
-        return ArgsKwargs((), settings)
+        return complete(cls.VARIANTS, cls.PARAMS, given)
 
     @model_validator(mode="after")
     def _check_observation(self) -> Self:
@@ -390,15 +391,6 @@ class SimulatedFamily(TaskDistribution):
     def simulate(self, tasks: Sequence[Task], copies: int) -> SimulatedTasks:
         """Simulators for ``copies`` parallel episodes of each task."""
         return self.SIMULATORS(self, tasks, copies)
-
-
-def _merged(variant: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Both; where both are mappings (parameters, by name), their union; else what is given."""
-    merged = dict(variant) | dict(given)
-    for key in variant.keys() & given.keys():
-        if isinstance(variant[key], Mapping) and isinstance(given[key], Mapping):
-            merged[key] = _merged(variant[key], given[key])
-    return merged
 
 
 def _nominal_field(model: mujoco.MjModel, name: str) -> np.ndarray | float:

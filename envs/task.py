@@ -126,7 +126,13 @@ class TaskDistribution(ABC):
     @property
     def holds_out(self) -> bool:
         """Whether it is rich enough to keep tasks back; if not, every split is the whole family."""
-        return math.prod(param.cells for param in self.params.values()) >= _FEWEST_CELLS_TO_HOLD_OUT
+        optional = self._nominal() if self.perturbed is not None else []
+        # Coefficient k counts the tasks in which k of the optional parameters leave nominal.
+        counts = np.ones(1)
+        for name in optional:
+            counts = np.convolve(counts, [1.0, self.params[name].cells])
+        others = math.prod(p.cells for name, p in self.params.items() if name not in optional)
+        return float(counts[self.perturbed or 0]) * others >= _FEWEST_CELLS_TO_HOLD_OUT
 
     def task(self, values: Mapping[str, float]) -> Task:
         """The task with these values; what is not named stays nominal, where it can."""

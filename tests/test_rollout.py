@@ -29,7 +29,7 @@ class Scripted(TaskDistribution):
     """The simulators opened last."""
 
     @property
-    def obs_size(self) -> int:
+    def raw_obs_size(self) -> int:
         """3."""
         return 3
 
@@ -43,7 +43,7 @@ class Scripted(TaskDistribution):
         """Not symmetric, and not the same for both."""
         return np.array([-0.1, -0.2]), np.array([0.3, 0.4])
 
-    def open(self, tasks: Sequence[Task], copies: int) -> VectorTasks:
+    def simulate(self, tasks: Sequence[Task], copies: int) -> VectorTasks:
         """Remember them, to look inside."""
         self.simulators = ScriptedTasks(self, tasks, copies)
         return self.simulators

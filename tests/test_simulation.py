@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.half_cheetah import HalfCheetah, HalfCheetahFaults, HalfCheetahTasks
-from envs.simulation import load_gymnasium_model, write_model_param
-from envs.task import Param, Task
+from envs.half_cheetah import HalfCheetah, HalfCheetahBody, HalfCheetahTasks, HalfCheetahVel
+from envs.model_fields import write_field, write_one_model
+from envs.simulation import gymnasium_asset, load_gymnasium_model
+from envs.task import Param, Task, TaskError
 
 ROOT = Path(__file__).parent.parent
 MOTORS = ["bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot"]
@@ -175,12 +178,11 @@ class Torsos(HalfCheetahTasks):
 
     def observe(self) -> np.ndarray:
         """The torso's position in the world."""
-        return self._batch.bind("xpos")[:, 1].copy()
+        return self.read("xpos")[:, 1].copy()
 
 
 def test_what_is_derived_from_the_state_is_known_right_after_a_reset():
     sims = Torsos(cheetahs(), [task()], 2)
-    sims.observe()
     for seed in (0, 1):
         obs = sims.reset(seed)[0]
         assert obs[:, 0] == pytest.approx(sims.qpos[:, 0])
@@ -264,12 +266,12 @@ def test_mujoco_writes_no_log_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("model:bodymass[torso]", "model:bodymass.*no field of real numbers 'bodymass'"),
         ("model:body_parentid[torso]", "no field of real numbers 'body_parentid'"),
         ("model:body_mass[wing]", r"body_mass\[wing\]: no row of that name"),
-        ("model:body_mass[99]", r"model:body_mass\[99\].*no such row.*\(8,\)"),
-        ("model:body_mass[torso", r"expected model:FIELD or model:FIELD\[NAME\]"),
+        ("model:body_mass[99]", r"model:body_mass\[99\].*no such entry.*\(8,\)"),
+        ("model:body_mass[torso", r"expected model:FIELD, model:FIELD\[ROW\]"),
         ("model:qpos0[torso]", r"qpos0\[torso\]: no row of that name"),
         ("option:gravty[2]", "no field of real numbers 'gravty'"),
-        ("option:gravity[3]", r"option:gravity\[3\].*no such row"),
-        ("option:timestep[0]", r"option:timestep\[0\].*no such row"),
+        ("option:gravity[3]", r"option:gravity\[3\].*no such entry"),
+        ("option:timestep[0]", r"option:timestep\[0\].*no such entry"),
         ("attr:directoin", "'attr:directoin' is nothing that this native family can change"),
         ("attr:reset", "'attr:reset' is nothing"),
         ("kwarg:x", "'kwarg:x' is nothing"),
@@ -285,7 +287,7 @@ def test_a_bad_target_is_named(target: str, message: str):
 def write(
     param: Param, *values: float, model: mujoco.MjModel | None = None
 ) -> dict[str, np.ndarray]:
-    """The fields that a parameter changes, as ``[B, ...]``; each is written twice over."""
+    """The fields that a parameter changes, as ``[B, ...]``."""
     nominal, written = model or load_gymnasium_model("half_cheetah.xml"), {}
 
     def rows(field: str) -> np.ndarray:
@@ -293,8 +295,8 @@ def write(
         values_of_one = np.asarray(getattr(source, name))[None]
         return written.setdefault(field, np.repeat(values_of_one, len(values), axis=0))
 
-    for _ in range(2):
-        write_model_param(param, np.array(values), nominal, rows)
+    for target in param.targets:
+        write_field(target, param.op, np.array(values), nominal, rows)
     return written
 
 
@@ -343,25 +345,194 @@ def test_opening_a_task_leaves_the_shared_model_nominal():
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("faults", [1, 2, 4])
-def test_exactly_the_asked_number_of_motors_is_broken(faults: int):
-    params = {f"gear_{name}": motor(name) for name in MOTORS}
-    params["direction"] = Param(to="attr:direction", choices=[1.0, -1.0])
-    family = HalfCheetahFaults(name="faults", faults=faults, params=params)
-    generator = np.random.default_rng(0)
-    broken = [
-        {n for n, v in family.draw(generator).items() if n.startswith("gear_") and v != 1.0}
-        for _ in range(200)
-    ]
-    assert {len(names) for names in broken} == {faults}
-    assert set.union(*broken) == {f"gear_{name}" for name in MOTORS}
-    assert {t.values["direction"] for t in family.sample(4, generator)} == {1.0, -1.0}
+def fields(model: mujoco.MjModel) -> dict[str, np.ndarray]:
+    names = [n for n in dir(model) if isinstance(getattr(model, n), np.ndarray)]
+    return {name: getattr(model, name).copy() for name in names} | {
+        "gravity": model.opt.gravity.copy(),
+        "timestep": np.array(model.opt.timestep),
+    }
 
 
-def test_faults_that_cannot_be_drawn_are_refused():
-    params = {"gear_bthigh": motor("bthigh")}
-    with pytest.raises(ValueError, match="faults=2 but only 1 gear_"):
-        HalfCheetahFaults(name="faults", params=params)
-    absolute = Param(to="model:actuator_gear[bthigh]", low=1.0, high=2.0)
-    with pytest.raises(ValueError, match=r"faults.params.gear_bthigh: motors need op=scale"):
-        HalfCheetahFaults(name="faults", faults=1, params={"gear_bthigh": absolute})
+def test_one_model_takes_tasks_one_after_another_and_goes_back_exactly():
+    nominal = load_gymnasium_model("half_cheetah.xml")
+    model, data = copy.copy(nominal), mujoco.MjData(nominal)
+
+    def apply(scale: float, shift: float) -> dict[str, np.ndarray]:
+        changes = [
+            ("model:body_mass[torso]", "scale", scale),
+            ("model:body_mass[torso]", "add", shift),
+            ("option:gravity[2]", "add", shift),
+            ("option:timestep", "scale", scale),
+        ]
+        write_one_model(model, nominal, changes)
+        mujoco.mj_setConst(model, data)
+        return fields(model)
+
+    first = apply(2.0, 1.0)
+    torso = model.body("torso").id
+    # Parameters of one field compose, in order, on top of what is nominal.
+    assert model.body_mass[torso] == 2.0 * nominal.body_mass[torso] + 1.0
+    assert model.body_subtreemass[0] == pytest.approx(model.body_mass.sum())
+    again = apply(2.0, 1.0)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    back, plain = apply(1.0, 0.0), copy.copy(nominal)
+    mujoco.mj_setConst(plain, mujoco.MjData(plain))
+    assert all(np.array_equal(value, back[name]) for name, value in fields(plain).items())
+
+
+def test_inertia_with_parameters_of_its_own_is_not_scaled_by_the_mass():
+    wide: dict[str, Any] = {"op": "scale", "low": 0.1, "high": 9.0}
+    family = cheetahs(
+        mass=Param(to="model:body_mass[torso]", **wide),
+        inertia=Param(to="model:body_inertia[torso,1]", **wide),
+    )
+    sims: Any = family.open([task(mass=3.0, inertia=2.0)], 1)
+    torso = sims.model.body("torso").id
+    expected = sims.model.body_inertia[torso] * [1.0, 2.0, 1.0]
+    assert np.array_equal(sims.read_model("body_inertia")[0, torso], expected)
+    assert sims.read_model("body_mass")[0, torso] == 3.0 * sims.model.body_mass[torso]
+
+
+def test_a_geoms_bounds_follow_its_size_as_the_compiler_would_have_them():
+    xml = """<mujoco><worldbody><body>
+    <geom name="a" type="sphere" size="{0}"/> <geom name="b" type="capsule" size="{0} .3"/>
+    <geom name="c" type="box" size="{0} .2 .3"/> <geom name="d" type="cylinder" size="{0} .4"/>
+    <geom name="e" type="ellipsoid" size="{0} .2 .3"/></body></worldbody></mujoco>"""
+    model = mujoco.MjModel.from_xml_string(xml.format(0.1))
+    wanted = mujoco.MjModel.from_xml_string(xml.format(0.25))
+    targets = [f"model:geom_size[{name},0]" for name in "abcde"]
+    written = write(Param(to=targets, op="scale", low=1.0, high=3.0), 2.5, model=model)
+    for name in ("geom_size", "geom_rbound", "geom_aabb"):
+        # A sphere's other sizes mean nothing.
+        ours, theirs = written[name][0], getattr(wanted, name)
+        assert ours[1:] == pytest.approx(theirs[1:]), name
+        assert ours.reshape(5, -1)[0, 0] == pytest.approx(theirs.reshape(5, -1)[0, 0]), name
+
+
+def test_a_bigger_foot_meets_the_ground_as_in_a_model_compiled_with_it():
+    family = HalfCheetahBody(name="body", horizon=300)
+    sims: Any = family.open([family.task({"foot": 1.5, "gravity": 1.5})], 1)
+    sims.reset(seed=0)
+    spec = mujoco.MjSpec.from_file(str(gymnasium_asset("half_cheetah.xml")))
+    for foot in ("bfoot", "ffoot"):
+        spec.geom(foot).size[0] *= 1.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = spec.compile()
+    data, nominal = mujoco.MjData(model), sims.model
+    model.body_mass[:] = nominal.body_mass
+    model.body_inertia[:] = nominal.body_inertia
+    model.body_ipos[:], model.body_iquat[:] = nominal.body_ipos, nominal.body_iquat
+    for foot in ("bfoot", "ffoot"):
+        model.body(foot).mass *= 1.5
+        model.body(foot).inertia *= 1.5
+    model.opt.gravity *= 1.5
+    mujoco.mj_setConst(model, data)
+    data.qpos[:], data.qvel[:] = sims.qpos[0], sims.qvel[0]
+    mujoco.mj_forward(model, data)
+    contacts = 0
+    for move in actions(60, 1, 1):
+        sims.step(move)
+        data.ctrl[:] = move[0, 0]
+        mujoco.mj_step(model, data, nstep=5)
+        contacts += data.ncon
+        assert sims.qpos[0] == pytest.approx(data.qpos, abs=1e-8)
+    assert contacts > 20
+
+
+def test_restarted_rows_are_new_tasks_and_leave_the_others_alone():
+    moves = actions(30, 3, 1)
+    kept, sims = varied().open(TASKS, 1), varied().open(TASKS, 1)
+    kept.reset(seed=0)
+    sims.reset(seed=0)
+    play(kept, moves[:10])
+    play(sims, moves[:10])
+    fresh = task(**(VALUES[0] | {"torso": 0.8, "direction": -1}))
+    started = sims.restart(np.array([1]), [fresh], [np.random.default_rng(7)])
+    assert np.array_equal(started[0, 8:], sims.qvel[1])
+    obs, reward = play(sims, moves[10:])
+    expected_obs, expected_reward = play(kept, moves[10:])
+    for row in (0, 2):
+        assert np.array_equal(obs[:, row], expected_obs[:, row])
+        assert np.array_equal(reward[:, row], expected_reward[:, row])
+    alone = varied().open([fresh], 1)
+    assert np.array_equal(
+        alone.restart(np.array([0]), [fresh], [np.random.default_rng(7)]), started
+    )
+    alone_obs, alone_reward = play(alone, moves[10:, 1:2])
+    assert np.array_equal(alone_obs[:, 0], obs[:, 1])
+    assert np.array_equal(alone_reward[:, 0], reward[:, 1])
+    with pytest.raises(TaskError, match="copies=1"):
+        varied().open(TASKS, 2).restart(np.array([0]), [fresh], [np.random.default_rng(0)])
+
+
+def test_an_ended_episode_keeps_its_place_and_costs_nothing():
+    sims = HalfCheetah(name="cheetah", horizon=2).open([task()], 2)
+    sims.reset(seed=0)
+    play(sims, actions(2, 1, 2))
+    last, spent = sims.step(np.ones((1, 2, 6))), sims.qpos.copy()
+    assert not last[1].any() and not last[2].any() and not last[3].any()
+    assert np.array_equal(sims.step(np.ones((1, 2, 6)))[0], last[0])
+    assert np.array_equal(sims.qpos, spent)
+
+
+@pytest.mark.parametrize("variant", ["finn2017", "deleu"])
+def test_what_a_variant_observes_beside_the_state(variant: str):
+    sims: Any = HalfCheetah(name="cheetah", variant=variant).open([task()], 2)
+    obs = sims.reset(seed=0)
+    assert obs.shape == (1, 2, 20)
+    _, data = sims.look(1)
+    expected = data.subtree_com[1] if variant == "finn2017" else data.xpos[1]
+    assert obs[0, 1, 17:] == pytest.approx(expected, abs=1e-12)
+
+
+def test_sparse_speed_is_paid_only_far_from_the_origin():
+    sims: Any = HalfCheetah(name="cheetah", variant="hyperx").open([task()], 2)
+    sims.reset(seed=0)
+    sims.qpos[:, 0] = [4.0, 6.0]
+    before = sims.qpos[:, 0].copy()
+    reward = sims.step(np.full((1, 2, 6), 0.5))[1][0]
+    speed = (sims.qpos[:, 0] - before) / 0.05
+    assert reward == pytest.approx([-0.05 * 1.5, speed[1] - 0.05 * 1.5])
+
+
+def test_a_target_speed_is_paid_by_distance():
+    family = HalfCheetahVel(name="speed")
+    sims: Any = family.open([family.task({"speed": 2.0})], 1)
+    sims.reset(seed=0)
+    before = sims.qpos[0, 0]
+    reward = sims.step(np.full((1, 1, 6), 0.5))[1][0, 0]
+    velocity = (sims.qpos[0, 0] - before) / 0.05
+    assert reward == pytest.approx(-abs(velocity - 2.0) - 0.05 * 1.5)
+
+
+def test_variants_fill_in_what_is_not_given():
+    family = HalfCheetahVel(name="speed", variant="pearl", params={"speed": {"high": 2.5}})  # pyright: ignore[reportArgumentType]
+    assert (family.horizon, family.ctrl_cost, family.raw_obs_size) == (200, 0.05, 20)
+    assert (family.params["speed"].low, family.params["speed"].high) == (0.0, 2.5)
+    assert family.id == "speed:pearl"
+    assert HalfCheetahVel(name="speed", variant="pearl", horizon=7).horizon == 7
+    assert HalfCheetah(name="c", integrator="RK4").id == "c:v5+RK4"
+    with pytest.raises(ValueError, match="variant='perl': expected one of promp, finn2017"):
+        HalfCheetahVel(name="speed", variant="perl")
+    with pytest.raises(ValueError, match="'torso_pos' is no reading of this robot; expected"):
+        HalfCheetah(name="c", observation=["torso_pos"])
+
+
+def test_another_integrator_is_other_physics():
+    runs = []
+    for integrator in ("model", "Euler", "RK4"):
+        sims = HalfCheetah(name="cheetah", integrator=integrator).open([task()], 1)
+        sims.reset(seed=0)
+        runs.append(play(sims, actions(20, 1, 1))[0])
+    assert np.array_equal(runs[0], runs[1])  # the model's own is Euler
+    assert not np.allclose(runs[0], runs[2])
+
+
+def test_no_false_alarms_in_ordinary_episodes():
+    sims = HalfCheetahBody(name="body", horizon=100)
+    tasks = sims.sample(20, np.random.default_rng(0))
+    opened = sims.open(tasks, 5)
+    opened.reset(seed=0)
+    play(opened, actions(100, 20, 5))  # 10,000 steps
+    assert not opened.diverged.any()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.navigation import Navigation
-from envs.task import SPLITS, Param, Task
+from envs.task import SPLITS, Param, Task, TaskDistribution
 
 ROOT = Path(__file__).parent.parent
 ANGLE = Param(to="attr:angle", low=-3.0, high=3.0)
@@ -46,9 +46,15 @@ def rng(seed: int = 0) -> np.random.Generator:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"to": "angle", "low": 0.0, "high": 1.0}, "to='angle': expected attr:NAME"),
+        ({"to": "angle", "low": 0.0, "high": 1.0}, "to='angle': expected KIND:NAME"),
         ({"to": "attr:", "low": 0.0, "high": 1.0}, "to='attr:'"),
-        ({"to": "reset:x", "low": 0.0, "high": 1.0}, "to='reset:x'"),
+        ({"to": "rest:x", "low": 0.0, "high": 1.0}, "to='rest:x'"),
+        ({"to": ["attr:x", "y"], "low": 0.0, "high": 1.0}, "to='y'"),
+        ({"to": [], "low": 0.0, "high": 1.0}, "at least one target"),
+        ({"to": "attr:x", "low": 0.0, "high": 1.0, "ood": [0.9, 2.0]}, "does not overlap"),
+        ({"to": "attr:x", "low": 0.0, "high": 1.0, "ood": [2.0]}, "the two ends"),
+        ({"to": "attr:x", "choices": [1.0], "ood": [1.0]}, "not among the choices"),
+        ({"to": "attr:x", "op": "scale", "choices": [2.0], "ood": [1.0]}, "not among the choices"),
         ({"to": "attr:x"}, "give both low and high, or choices"),
         ({"to": "attr:x", "low": 0.0}, "give both low and high, or choices"),
         ({"to": "attr:x", "low": 1.0, "high": 1.0}, "low=1 must be below high=1"),
@@ -224,3 +230,84 @@ def test_fixed_values_are_taken_as_they_are():
     values = rich_family().draw(rng(), {"wind": 0.125})
     assert values["wind"] == 0.125
     assert math.isclose(abs(values["direction"]), 1.0)
+
+
+SPEED = Param(to="attr:speed", low=0.0, high=3.0, ood=[3.0, 4.0])
+LOG_MASS = Param(to="attr:mass", op="scale", low=0.5, high=2.0, log=True, ood=[2.0, 8.0])
+LEVEL = Param(to="attr:level", choices=[1.0, 2.0], ood=[3.0, 5.0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_tasks_out_of_distribution_lie_beyond_every_other_split(seed: int):
+    tasks = family(speed=SPEED, mass=LOG_MASS, level=LEVEL, wind=ANGLE)
+    for task in tasks.sample(10, rng(seed), "ood"):
+        assert 3.0 <= task.values["speed"] <= 4.0
+        assert 2.0 <= task.values["mass"] <= 8.0
+        assert task.values["level"] in (3.0, 5.0)
+        assert abs(task.values["wind"]) <= 3.0  # has no range beyond its own
+        assert tasks.split_of(task.values) == "ood"
+    for split in SPLITS:
+        for task in tasks.sample(5, rng(seed), split):
+            assert task.values["speed"] <= 3.0 and tasks.split_of(task.values) == split
+
+
+def test_out_of_distribution_works_in_a_family_too_small_to_hold_out():
+    tasks = family(level=LEVEL)
+    assert {t.values["level"] for t in tasks.sample(20, rng(), "ood")} == {3.0, 5.0}
+    assert {t.values["level"] for t in tasks.sample(20, rng(), "train")} == {1.0, 2.0}
+    with pytest.raises(ValueError, match="no parameter declares an 'ood' range"):
+        rich_family().sample(1, rng(), "ood")
+
+
+def test_the_ends_of_a_logarithmic_range_are_inside_of_it():
+    param = Param(to="attr:x", op="scale", low=1.5**-3, high=1.5**3, log=True)
+    ends = [math.exp(math.log(end)) for end in (1.5**-3, 1.5**3)]
+    assert not any(param.beyond(end) for end in ends)
+    assert param.beyond(3.4) and not param.beyond(1.0)
+
+
+def test_a_pool_is_a_fixed_set_of_its_split():
+    tasks = family(angle=ANGLE)
+    tasks.pool = {"train": 5, "heldout": 3}
+    drawn = {t for seed in range(30) for t in tasks.sample(4, rng(seed), "train")}
+    assert len(drawn) == 5 and {tasks.split_of(t.values) for t in drawn} == {"train"}
+    assert len(set(tasks.sample(5, rng(0), "train", distinct=True))) == 5
+    assert len(set(tasks.sample(50, rng(0), "validation"))) == 50  # has no pool
+    with pytest.raises(ValueError, match="4 distinct tasks of 'test': the pool of 'heldout' has 3"):
+        tasks.sample(4, rng(0), "heldout", distinct=True)
+
+
+def motors(count: int, perturbed: int | None, **others: Param) -> TaskDistribution:
+    gears = {
+        f"gear_{i}": Param(to=f"attr:gear_{i}", op="scale", choices=[-1.0, 0.2])
+        for i in range(count)
+    }
+    return Family(name="test", perturbed=perturbed, params=gears | others)
+
+
+@pytest.mark.parametrize("perturbed", [1, 2, 4])
+def test_exactly_the_asked_number_of_parameters_leaves_nominal(perturbed: int):
+    tasks = motors(6, perturbed, direction=Param(to="attr:direction", choices=[1.0, -1.0]))
+    drawn = [tasks.draw(generator) for generator in [rng()] for _ in range(200)]
+    changed = [{n for n, v in d.items() if n.startswith("gear_") and v != 1.0} for d in drawn]
+    assert {len(names) for names in changed} == {perturbed}
+    assert set.union(*changed) == {f"gear_{i}" for i in range(6)}
+    assert {t.values["direction"] for t in tasks.sample(4, rng())} == {1.0, -1.0}
+
+
+def test_whether_a_perturbed_family_holds_out_counts_its_tasks_not_its_cells():
+    # C(6, 2) * 2 * 2 = 60 tasks, C(7, 2) * 2 * 2 = 84
+    assert not motors(6, 2).holds_out and motors(7, 2).holds_out
+    with pytest.raises(ValueError, match="perturbed=3 but only 2 parameters have a nominal value"):
+        motors(2, 3)
+
+
+def test_a_task_of_given_values_is_nominal_otherwise():
+    tasks = motors(3, 1, angle=ANGLE)
+    made = tasks.task({"gear_1": -1.0, "angle": 2})
+    assert made == Task("test", {"gear_0": 1.0, "gear_1": -1.0, "gear_2": 1.0, "angle": 2.0})
+    with pytest.raises(ValueError, match="no parameter 'gear_9'"):
+        tasks.task({"gear_9": 1.0, "angle": 2.0})
+    with pytest.raises(ValueError, match="parameter 'angle' needs a value"):
+        tasks.task({})

@@ -1,0 +1,94 @@
+"""Swimmer: three links in a viscous plane, paid for speed along x or for a hidden speed.
+
+``v5`` is gymnasium's; the target speeds are ProMP's (``reference/meta_rl.md`` 2.7). ProMP's code
+adds the distance from the target to the reward, which pays for missing it; here it is subtracted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from envs.simulation import SimulatedFamily, SimulatedTasks
+from envs.task import Finite
+from envs.variants import Settings
+
+# Constants, with their units.
+
+RESET_NOISE = 0.1
+"""Noise at reset, half-width: m and rad of the positions, m/s and rad/s of the rates."""
+
+
+class SwimmerTasks(SimulatedTasks):
+    """B swimmers: ``qpos [B, 5]`` = x, y, heading, 2 joints (m, rad), ``qvel`` their rates."""
+
+    family: Swimmer
+
+    # Readings of the physics.
+
+    def position(self) -> np.ndarray:
+        """All positions but x and y, ``[B, 3]``."""
+        return self.qpos[:, 2:]
+
+    def velocity(self) -> np.ndarray:
+        """All rates, ``[B, 5]``."""
+        return self.qvel
+
+    # Start and reward.
+
+    def sample_reset(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Nominal pose at rest, with noise."""
+        qpos = self.model.qpos0 + rng.uniform(-RESET_NOISE, RESET_NOISE, (n, self.model.nq))
+        return qpos, rng.uniform(-RESET_NOISE, RESET_NOISE, (n, self.model.nv))
+
+    def before_step(self) -> np.ndarray:
+        """Position of the foremost link's joint along x, m."""
+        return self.qpos[:, 0].copy()
+
+    def worth(self, velocity: np.ndarray) -> np.ndarray:
+        """What a mean speed over the step is worth, m/s."""
+        return velocity
+
+    def reward(self, before: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """The worth of the mean speed along x over the step, less the control cost."""
+        worth = self.worth((self.qpos[:, 0] - before) / self.dt)
+        return worth - self.family.ctrl_cost * np.square(action).sum(axis=1)
+
+
+class SwimmerVelTasks(SwimmerTasks):
+    """Swimmers that are paid for moving at a hidden speed."""
+
+    speed: float | np.ndarray = 0.1
+    """Target, m/s."""
+
+    def worth(self, velocity: np.ndarray) -> np.ndarray:
+        """Distance from the target speed, negative, m/s."""
+        return -np.abs(velocity - self.speed)
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Swimmer(SimulatedFamily):
+    """Paid for speed; by default gymnasium's Swimmer-v5."""
+
+    ASSET = "swimmer.xml"
+    SIMULATORS = SwimmerTasks
+    VARIANTS: ClassVar[Settings] = {"v5": {}}
+
+    frame_skip: Annotated[int, Field(ge=1)] = 4
+    """Physics steps (10 ms) per control step."""
+    ctrl_cost: Annotated[Finite, Field(ge=0)] = 1e-4
+    """Weight of the squared action in the reward."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class SwimmerVel(Swimmer):
+    """Swimming at a hidden speed, which is not observed."""
+
+    SIMULATORS = SwimmerVelTasks
+    VARIANTS: ClassVar[Settings] = {"promp": {}}
+    PARAMS: ClassVar[Settings] = {
+        "speed": {"to": "attr:speed", "low": 0.1, "high": 0.2, "ood": [0.2, 0.3]}
+    }
