@@ -35,9 +35,22 @@ class EvaluationSize:
 
 @plain_dataclass(frozen=True)
 class Curves:
-    """Returns ``[T, draws, steps + 1]`` and the env steps that adapting and measuring took."""
+    """What a policy reaches before the first adaptation step and after each of them."""
 
     returns: Tensor
+    """``[T, draws, steps + 1]``."""
+    success: Tensor | None
+    """``[T, steps + 1]``, share of episodes; None where the family has no goal."""
+    env_steps: int
+    """Taken by adapting and by measuring."""
+
+
+@plain_dataclass(frozen=True)
+class Measured:
+    """What a policy reaches: returns ``[T, draws]``, success ``[T]`` if any, env steps it took."""
+
+    returns: Tensor
+    success: Tensor | None
     env_steps: int
 
 
@@ -60,13 +73,11 @@ def evaluate(
     fresh = _untrained(learner.policy, rows, seed)
     ours = adaptation_curves(learner, family, tasks, start, size, seed)
     scratch = adaptation_curves(learner, family, tasks, fresh, size, seed, meta_learned=False)
-    random, random_steps = measure(
-        learner.policy, family, tasks, fresh, size, seed, deterministic=False
-    )
-    told, told_steps = None, 0
+    random = measure(learner.policy, family, tasks, fresh, size, seed, deterministic=False)
+    told = None
     if oracle is not None:
         params = oracle.theta.detach().expand(rows, -1)
-        told, told_steps = measure(oracle.policy, family, tasks, params, size, seed, reveal=True)
+        told = measure(oracle.policy, family, tasks, params, size, seed, reveal=True)
     entries = [
         {
             "id": task.id,
@@ -74,28 +85,32 @@ def evaluate(
             "values": dict(task.values),
             "returns": ours.returns[i].mean(0).tolist(),
             "returns_sd": ours.returns[i].std(0, unbiased=False).tolist(),
-            "random": float(random[i].mean()),
+            "success": None if ours.success is None else ours.success[i].tolist(),
+            "random": float(random.returns[i].mean()),
             "scratch": scratch.returns[i].mean(0).tolist(),
-            "oracle": None if told is None else float(told[i].mean()),
+            "oracle": None if told is None else float(told.returns[i].mean()),
         }
         for i, task in enumerate(tasks)
     ]
     gain = ours.returns[..., 1] - ours.returns[..., 0]
     return {
-        "family": family.name,
+        "family": family.id,
         "split": split,
-        "held_out": held_out_note(family),
+        "held_out": held_out_note(family, split),
         "seed": seed,
         "episodes_per_step": size.episodes,
         "draws": size.draws,
         "eval_episodes": size.eval_episodes,
         "horizon": family.horizon,
-        "env_steps": ours.env_steps + scratch.env_steps + random_steps + told_steps,
+        "env_steps": sum(
+            part.env_steps for part in (ours, scratch, random, told) if part is not None
+        ),
         "mean": {
             "meta": ours.returns.mean((0, 1)).tolist(),
             "scratch": scratch.returns.mean((0, 1)).tolist(),
-            "random": float(random.mean()),
-            "oracle": None if told is None else float(told.mean()),
+            "success": None if ours.success is None else ours.success.mean(0).tolist(),
+            "random": float(random.returns.mean()),
+            "oracle": None if told is None else float(told.returns.mean()),
         },
         "gain_after_one_step": float(gain.mean()),
         "tasks": entries,
@@ -119,15 +134,17 @@ def adaptation_curves(
     repeated = [task for task in tasks for _ in range(size.draws)]
     first = 0 if meta_learned else learner.meta_steps
     rng = generator(seed, "adaptation")
-    measured, steps = measure(learner.policy, family, tasks, params, size, seed)
-    curve = [measured]
+    curve = [measure(learner.policy, family, tasks, params, size, seed)]
     with TaskBatch(family, repeated, size.episodes, learner.policy, rng) as batch:
         for n in range(size.steps):
             params = learner.step(params, batch.collect(params), first + n)
-            measured, used = measure(learner.policy, family, tasks, params, size, seed)
-            curve.append(measured)
-            steps += used
-        return Curves(torch.stack(curve, -1), steps + batch.steps_used)
+            curve.append(measure(learner.policy, family, tasks, params, size, seed))
+    success = [measured.success for measured in curve if measured.success is not None]
+    return Curves(
+        torch.stack([measured.returns for measured in curve], -1),
+        torch.stack(success, -1) if success else None,
+        batch.steps_used + sum(measured.env_steps for measured in curve),
+    )
 
 
 def measure(
@@ -140,20 +157,22 @@ def measure(
     *,
     deterministic: bool = True,
     reveal: bool = False,
-) -> tuple[Tensor, int]:
-    """Mean return ``[T, draws]`` of ``params [T * draws, P]``, and the env steps taken.
-
-    The starts are always the same.
-    """
+) -> Measured:
+    """What ``params [T * draws, P]`` reach; the starts are always the same."""
     repeated = [task for task in tasks for _ in range(size.draws)]
     rng = generator(seed, "evaluation")
     with TaskBatch(family, repeated, size.eval_episodes, policy, rng, reveal) as batch:
-        returns = batch.collect(params, deterministic).mean_return()
-        return returns.cpu().double().reshape(len(tasks), size.draws), batch.steps_used
+        seen = batch.collect(params, deterministic)
+    returns = seen.mean_return().cpu().double().reshape(len(tasks), size.draws)
+    rate = seen.success_rate()
+    success = None if rate is None else rate.cpu().double().reshape(len(tasks), -1).mean(-1)
+    return Measured(returns, success, batch.steps_used)
 
 
-def held_out_note(family: TaskDistribution) -> str:
+def held_out_note(family: TaskDistribution, split: Split) -> str:
     """What is and what is not held out of training, in a sentence."""
+    if split == "ood":
+        return "These tasks lie beyond the ranges of the parameters that training draws from."
     if family.holds_out:
         return (
             "Held-out tasks come from cells of the parameter space (a tenth of all, chosen by "

@@ -88,6 +88,7 @@ class TaskBatch:
             alive &= ~(ended | truncated | diverged)
         mask[diverged], obs[diverged], current[diverged] = 0.0, 0.0, 0.0
         reward[mask == 0] = 0.0
+        success = self._simulators.success
         return Trajectories(
             obs=self._tensor(obs),
             action=torch.stack(actions, dim=2),
@@ -97,6 +98,9 @@ class TaskBatch:
             final_obs=self._tensor(current),
             terminated=torch.as_tensor(terminated, device=self.policy.device),
             diverged=torch.as_tensor(diverged, device=self.policy.device),
+            success=None
+            if success is None
+            else torch.as_tensor(success, device=self.policy.device),
         )
 
     def _applied(self, action: np.ndarray) -> np.ndarray:

@@ -22,7 +22,9 @@ def evaluation_table(result: dict[str, Any], width: int = 80) -> Table:
     table.add_column("task", no_wrap=True, max_width=max(20, width - 60))
     told = result["mean"]["oracle"] is not None
     names = ["before", *(f"step {n}" for n in range(1, steps + 1)), "random", "scratch"]
-    for name in [*names, "oracle"] if told else names:
+    names += ["oracle"] if told else []
+    goal = result["mean"].get("success") is not None
+    for name in [*names, "success"] if goal else names:
         table.add_column(name, justify="right", no_wrap=True, min_width=6)
     mean = {"returns": result["mean"]["meta"], "label": "mean"} | result["mean"]
     for task in [*result["tasks"], mean]:
@@ -30,7 +32,10 @@ def evaluation_table(result: dict[str, Any], width: int = 80) -> Table:
         style = "bold" if task is mean else None
         if task is mean:
             table.add_section()
-        table.add_row(task["label"], *map(_number, [*task["returns"], *rest]), style=style)
+        cells = [*map(_number, [*task["returns"], *rest])]
+        if goal:
+            cells.append(f"{task['success'][0]:.0%} -> {task['success'][-1]:.0%}")
+        table.add_row(task["label"], *cells, style=style)
     return table
 
 

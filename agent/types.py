@@ -35,6 +35,8 @@ class Trajectories:
     """``[T, E]`` bool: ended by the task rather than by the horizon."""
     diverged: Tensor
     """``[T, E]`` bool: the physics blew up; excluded from learning and from returns."""
+    success: Tensor | None = None
+    """``[T, E]`` bool: reached the task's goal at any step; None where the family has no goal."""
     advantage: Tensor | None = None
     """``[T, E, H]``, normalised per task; set by ``advantage.estimate``."""
 
@@ -54,7 +56,7 @@ class Trajectories:
             shapes = {
                 f.name: tuple(getattr(self, f.name).shape)
                 for f in fields(self)
-                if f.name != "advantage"
+                if f.name not in ("advantage", "success")
             }
             raise ValueError(f"trajectories must agree in [T, E, H], got {shapes}")
 
@@ -66,6 +68,12 @@ class Trajectories:
     def mean_return(self) -> Tensor:
         """Mean return per task ``[T]`` over the episodes that did not diverge."""
         return self.returns().nanmean(-1)
+
+    def success_rate(self) -> Tensor | None:
+        """Share of each task's episodes ``[T]`` that succeeded; a diverged one did not."""
+        if self.success is None:
+            return None
+        return (self.success & ~self.diverged).float().mean(-1)
 
     def next_obs(self) -> Tensor:
         """The observation after each step, ``[T, E, H, O]``."""
@@ -79,7 +87,8 @@ class Trajectories:
         """These episodes and ``more`` of the same tasks, without advantages."""
         names = [f.name for f in fields(self) if f.name != "advantage"]
         pairs = {name: (getattr(self, name), getattr(more, name)) for name in names}
-        return Trajectories(**{name: torch.cat(pair, dim=1) for name, pair in pairs.items()})
+        known = {name: pair for name, pair in pairs.items() if None not in pair}
+        return Trajectories(**{name: torch.cat(pair, dim=1) for name, pair in known.items()})
 
     def with_advantage(self, advantage: Tensor) -> Trajectories:
         """The same episodes with advantages ``[T, E, H]``."""

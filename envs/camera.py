@@ -19,6 +19,9 @@ from PIL import Image
 
 from envs import opengl
 from envs.drawer import Drawer
+from envs.param import TaskError
+from envs.sheets import card, fit
+from envs.vector_tasks import VectorTasks
 
 _log = logging.getLogger("engram.pictures")
 _FINER = 2  # pictures are drawn this many times larger and reduced, which smooths their edges
@@ -66,9 +69,9 @@ class Camera:
         renderer: Literal["auto", "opengl", "software"] = "auto",
     ) -> None:
         if width < 1 or height < 1:
-            raise ValueError(f"width={width}, height={height}: a picture needs at least one pixel")
+            raise TaskError(f"width={width}, height={height}: a picture needs at least one pixel")
         if renderer not in ("auto", "opengl", "software"):
-            raise ValueError(f"renderer={renderer!r}: expected auto, opengl or software")
+            raise TaskError(f"renderer={renderer!r}: expected auto, opengl or software")
         self.width, self.height, self.renderer = width, height, renderer
         self._drawer: Drawer | opengl.Renderer | None = None
         self._scenes: dict[int, mujoco.MjvScene] = {}
@@ -89,6 +92,23 @@ class Camera:
         self._drawer = None
         self._scenes.clear()
 
+    def look(self, simulators: VectorTasks, row: int) -> np.ndarray:
+        """A picture ``uint8 [height, width, 3]`` of one of T x E simulations, whatever it shows.
+
+        Where there is nothing to see, or looking fails, it is a card that says so: nobody should
+        lose a training to a picture.
+        """
+        try:
+            seen = simulators.look(row)
+            if seen is None:
+                return card("no picture", self.width, self.height)
+            if isinstance(seen, np.ndarray):
+                return fit(seen, self.width, self.height)
+            return self.frame(*seen)
+        except Exception as error:  # an environment's render() may raise anything
+            _say_once(f"no picture: {type(error).__name__}: {error}")
+            return card(f"no picture: {error}", self.width, self.height)
+
     def frame(
         self, model: mujoco.MjModel, data: mujoco.MjData, view: View | None = None
     ) -> np.ndarray:
@@ -97,7 +117,7 @@ class Camera:
         ``data`` is only read: bodies are where the last ``mj_forward`` or ``mj_step`` put them.
         """
         if not np.isfinite(data.geom_xpos).all():
-            raise ValueError("bodies are at places that are not finite numbers; did it blow up?")
+            raise TaskError("bodies are at places that are not finite numbers; did it blow up?")
         view = view or self.follow(model, data)
         scene = self._scenes.get(model.signature)
         if scene is None:
@@ -108,7 +128,7 @@ class Camera:
         every = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, eye, every, scene)
         large = self._draw(model, scene, 2.0 ** round(math.log2(view.distance / 5.0)))
-        return np.asarray(Image.fromarray(large).reduce(_FINER))
+        return np.array(Image.fromarray(large).reduce(_FINER))
 
     def _draw(self, model: mujoco.MjModel, scene: mujoco.MjvScene, tile: float) -> np.ndarray:
         if self._drawer is None:

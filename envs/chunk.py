@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -179,7 +180,10 @@ def _checked(outcome: Any, shape: tuple[int, ...]) -> tuple[Any, Any, list[bool]
     if flags[2]:  # diverged: the rest is void, whatever it is
         return 0.0, 0.0, flags
     obs = _numbers("the observation", outcome.obs, shape)
-    return obs, _numbers("the reward", outcome.reward, ()), flags
+    reward = outcome.reward
+    if not (isinstance(reward, float) and math.isfinite(reward)):  # else checked, and fast
+        reward = _numbers("the reward", reward, ())
+    return obs, reward, flags
 
 
 def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:

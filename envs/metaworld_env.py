@@ -1,10 +1,9 @@
 # pyright: reportAttributeAccessIssue=false
-# (MuJoCo's bindings come without type stubs.)
-"""One Meta-World environment with one goal, as a row of numbers in and out; and where goals come
-from.
+# (Meta-World is an extra, and MuJoCo's bindings come without type stubs.)
+"""One Meta-World environment with one goal, as a row of numbers in and out; and its goals.
 
-Meta-World's pickles and numpy's global generator are not touched: a goal is the environment's
-``rand_vec``, which is drawn from a generator given to it, or set.
+A goal is the environment's ``rand_vec``. Here it is handed to the environment, set or drawn, so
+that neither Meta-World's pickled tasks nor numpy's global generator are needed.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ ACTION_SIZE = 4
 STEPS = 500
 """Longest episode, in steps of 12.5 ms; Meta-World refuses to go on after it."""
 GOALS = 50
-"""Goals of each environment in each benchmark."""
+"""Goals that a benchmark has in each of its environments."""
 
-# A reset asks for its rand_vec up to 4 times, and for ever if object and goal are too close.
-_MOST_DRAWS = 100
+# A reset asks twice for the rand_vec, and without end if its object and its goal are too close.
+_MOST_QUESTIONS = 1_000
 
 
-class Model:
-    """The MuJoCo model (19 MB, mostly meshes) that the copies of one task in a process share.
+class SharedModel:
+    """The MuJoCo model of one task, 19 MB of mostly meshes, for all of its copies in a process.
 
-    What an environment writes into its model follows from the task alone.
+    Environments write into their model, but only at a reset and only what follows from the task.
     """
 
     def __init__(self) -> None:
@@ -44,30 +43,29 @@ class Model:
 
 
 class MetaWorldEnv:
-    """A row of ``envs/chunk.py``: an environment whose every episode has the same goal."""
+    """A row (``envs/chunk.py``) whose every episode has the same goal."""
 
-    def __init__(self, shared: Model, name: str, rand_vec: Sequence[float], rewards: str) -> None:
-        self.env = _make(name, lambda: np.array(rand_vec), shared, reward_function_version=rewards)
+    def __init__(
+        self, shared: SharedModel, name: str, rand_vec: Sequence[float], rewards: str
+    ) -> None:
+        self.env = _make(name, shared, lambda low, high: np.array(rand_vec), rewards)
+        """Meta-World's own environment."""
         self._succeeded = False
 
     def reset(self, seed: int) -> np.ndarray:
-        """Start an episode, whose start follows from the goal: there is nothing to seed."""
+        """Start an episode; there is nothing to seed, for the goal alone gives its start."""
         self._succeeded = False
         return self.env.reset()[0]
 
     def step(self, action: np.ndarray) -> Outcome:
-        """One step; it succeeds from the first step on that does."""
-        before = self.env.data.time
+        """One step; an episode has succeeded from the first step on that does."""
+        data = self.env.data
+        before = data.time
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._succeeded |= bool(info["success"])
-        data = self.env.data
         # MuJoCo resets what blew up; it looks healthy afterwards but for its counters and clock.
         diverged = bool(data.warning.number[UNSTABLE].any()) or data.time < before
         return Outcome(obs, float(reward), terminated, truncated, diverged, self._succeeded)
-
-    def look(self) -> tuple[Any, Any]:
-        """MuJoCo's model and data, for a camera."""
-        return self.env.model, self.env.data
 
     def close(self) -> None:
         """Close the environment."""
@@ -75,59 +73,56 @@ class MetaWorldEnv:
 
 
 def draw_goals(names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-    """Fifty goals of each environment, ``[50, 3 or 6]``: Meta-World's own for this seed.
+    """The goals of each environment ``[50, 3 or 6]``, as Meta-World draws them with this seed.
 
     One stream serves all environments in turn, so a goal depends on those named before.
     """
-    rng = np.random.RandomState(seed)  # numpy's old generator, for it is theirs
-    goals = {}
-    for name in names:
-        drawn: list[np.ndarray] = []
-
-        def draw() -> np.ndarray:
-            space = env._random_reset_space  # noqa: B023 (called in this round of the loop only)
-            drawn.append(rng.uniform(space.low, space.high))  # noqa: B023
-            return drawn[-1]
-
-        env = _make(name, draw, Model())
-        env.do_simulation = lambda *_: None  # whether a goal is taken does not depend on physics
-        goals[name] = np.stack([_last(drawn, env.reset) for _ in range(GOALS)])
-        env.close()
-    return goals
+    rng = np.random.RandomState(seed)  # numpy's old generator: it is Meta-World's
+    return {name: _draw_goals_of(name, rng) for name in names}
 
 
-def _last(drawn: list[np.ndarray], reset: Callable[[], Any]) -> np.ndarray:
-    reset()
-    return drawn[-1]
+def _draw_goals_of(name: str, rng: np.random.RandomState) -> np.ndarray:
+    env = _make(name, SharedModel(), rng.uniform)
+    # A reset moves the hand for 250 steps, on which it does not depend which draw is taken.
+    env.do_simulation = lambda *_: mujoco.mj_kinematics(env.model, env.data)
+    goals = []
+    for _ in range(GOALS):
+        env.reset()
+        goals.append(env.rand_vec)
+    env.close()
+    return np.stack(goals)
 
 
-def _make(name: str, rand_vec: Callable[[], np.ndarray], shared: Model, **settings: Any) -> Any:
-    """An environment of Meta-World that gets its goal from ``rand_vec``."""
+class _Given:
+    """Goes before an environment's own class: gives it its ``rand_vec`` and its model."""
+
+    def __init__(self, shared: SharedModel, rand_vec: Callable[..., np.ndarray], **settings: str):
+        self._shared, self._rand_vec, self._questions = shared, rand_vec, 0
+        super().__init__(**settings)
+        self._set_task_called = True
+
+    def reset(self) -> tuple[np.ndarray, dict]:
+        self._questions = 0
+        return super().reset()
+
+    def _get_state_rand_vec(self) -> np.ndarray:
+        self._questions += 1
+        space = self._random_reset_space
+        if self._questions > _MOST_QUESTIONS:
+            raise TaskError(f"object and goal are too close to each other in {self.rand_vec}")
+        self.rand_vec = self._rand_vec(space.low, space.high)
+        return self.rand_vec
+
+    def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        if self._shared.model is not None:
+            return self._shared.model, mujoco.MjData(self._shared.model)
+        self._shared.model, data = super()._initialize_simulation()
+        return self._shared.model, data
+
+
+def _make(
+    name: str, shared: SharedModel, rand_vec: Callable[..., np.ndarray], rewards: str = "v2"
+) -> Any:
     cls = import_metaworld().ALL_V3_ENVIRONMENTS[name]
-    draws = 0
-
-    def get_rand_vec(env: Any) -> np.ndarray:
-        nonlocal draws
-        draws += 1
-        if draws > _MOST_DRAWS:
-            raise TaskError(
-                f"{name}: object and goal of the rand_vec {rand_vec().tolist()} are too close to "
-                "each other, or it is not one of this environment"
-            )
-        return rand_vec()
-
-    def reset(env: Any) -> Any:
-        nonlocal draws
-        draws = 0
-        return cls.reset(env)
-
-    def load(env: Any) -> tuple[Any, Any]:
-        if shared.model is not None:
-            return shared.model, mujoco.MjData(shared.model)
-        shared.model, data = cls._initialize_simulation(env)
-        return shared.model, data
-
-    methods = {"_get_state_rand_vec": get_rand_vec, "reset": reset, "_initialize_simulation": load}
-    env = type(cls.__name__, (cls,), methods)(**settings)
-    env._set_task_called = True
-    return env
+    given = type(cls.__name__, (_Given, cls), {})
+    return given(shared, rand_vec, reward_function_version=rewards)

@@ -1,7 +1,7 @@
 """Reacher: an arm of two joints in a plane; hidden goal, reversed motors, or a payload.
 
-Nobody has published these families. The base is gymnasium's Reacher-v5 (``v5``), and each
-family says what is observed.
+The base is gymnasium's Reacher-v5 (``v5``); the families are this project's own. Each says what is
+observed.
 """
 
 from __future__ import annotations
@@ -153,7 +153,12 @@ class ReacherGoal(Reacher):
     SIMULATORS = ReacherGoalTasks
     VARIANTS: ClassVar[Settings] = {"hidden": {"observation": SEEN_WITHOUT_TARGET}}
     PARAMS: ClassVar[Settings] = {
-        "goal_distance": {"to": "attr:goal_distance", "low": 0.05, "high": 0.2, "ood": [0.03, 0.05]},
+        "goal_distance": {
+            "to": "attr:goal_distance",
+            "low": 0.05,
+            "high": 0.2,
+            "ood": [0.03, 0.05],
+        },
         "goal_angle": {"to": "attr:goal_angle", "low": -np.pi, "high": np.pi},
     }
 

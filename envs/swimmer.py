@@ -45,7 +45,7 @@ class SwimmerTasks(SimulatedTasks):
         return qpos, rng.uniform(-RESET_NOISE, RESET_NOISE, (n, self.model.nv))
 
     def before_step(self) -> np.ndarray:
-        """Position of the foremost link's joint along x, m."""
+        """Position along x, m."""
         return self.qpos[:, 0].copy()
 
     def worth(self, velocity: np.ndarray) -> np.ndarray:

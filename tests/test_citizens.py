@@ -23,7 +23,8 @@ VEL = "engram/HalfCheetahVel-v0"
 
 
 def vector(num_envs: int = 3, **settings: Any) -> NativeVectorEnv:
-    made = gymnasium.make_vec(VEL, num_envs, **({"horizon": 4} | settings))
+    settings = {"horizon": 4} | settings
+    made: Any = gymnasium.make_vec(VEL, num_envs, **settings)
     assert isinstance(made, NativeVectorEnv)
     return made
 

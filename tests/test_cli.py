@@ -66,7 +66,7 @@ def test_the_demo_in_small(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert "5/5 Report" in out and "report.html" in out and "Done in" in out
     run = folder / "runs/demo"
     evaluation = json.loads((run / "evaluation.json").read_text())
-    assert evaluation["family"] == "half_cheetah_dir_body" and evaluation["split"] == "heldout"
+    assert evaluation["family"] == "half_cheetah_dir_body:v5" and evaluation["split"] == "heldout"
     assert all(isinstance(task["oracle"], float) for task in evaluation["tasks"])
     summary = json.loads((run / "summary.json").read_text())
     assert summary["stream"]["order"] == ["A", "B", "C", "A", "B", "C"]

@@ -48,8 +48,8 @@ def test_the_gain_is_that_of_the_curve_and_measuring_is_repeatable(navigation: N
     start = learner.theta.detach().expand(6, -1)
     curves = adaptation_curves(learner, navigation, tasks, start, SIZE, 0)
     assert curves.returns.shape == (3, 2, 3)
-    again, _ = measure(learner.policy, navigation, tasks, start, SIZE, 0)
-    assert torch.equal(curves.returns[..., 0], again)
+    again = measure(learner.policy, navigation, tasks, start, SIZE, 0)
+    assert torch.equal(curves.returns[..., 0], again.returns) and again.success is None
     assert not torch.equal(
         curves.returns[:, 0, 1], curves.returns[:, 1, 1]
     )  # draws are independent
@@ -89,8 +89,8 @@ def test_the_oracle_is_measured_with_the_task_in_sight(navigation: Navigation):
     assert oracle.policy.obs_size == 3
     tasks = navigation.sample(2, np.random.default_rng(0))
     start = oracle.theta.detach().expand(4, -1)
-    returns, steps = measure(oracle.policy, navigation, tasks, start, SIZE, 0, reveal=True)
-    assert returns.shape == (2, 2) and steps == 4 * 2 * 20
+    told = measure(oracle.policy, navigation, tasks, start, SIZE, 0, reveal=True)
+    assert told.returns.shape == (2, 2) and told.env_steps == 4 * 2 * 20
     assert generator(0, "evaluation").integers(10) == generator(0, "evaluation").integers(10)
 
 
@@ -100,8 +100,8 @@ def test_measuring_is_of_the_deterministic_policy(navigation: Navigation):
     start = learner.theta.detach().expand(6, -1)
     louder = start.clone()
     louder[:, -2:] = 0.4  # the log-stds
-    quiet, _ = measure(learner.policy, navigation, tasks, start, SIZE, 0)
-    assert torch.equal(measure(learner.policy, navigation, tasks, louder, SIZE, 0)[0], quiet)
+    quiet, loud = (measure(learner.policy, navigation, tasks, x, SIZE, 0) for x in (start, louder))
+    assert torch.equal(quiet.returns, loud.returns)
 
 
 def test_scratch_and_random_know_nothing_of_what_was_learned(

@@ -63,7 +63,7 @@ class ScriptedTasks(VectorTasks):
     def reset(self, seed: int) -> np.ndarray:
         """A random start."""
         self.steps, self.generator = 0, np.random.default_rng(seed)
-        return self.look()
+        return self.seen()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Random observations and whatever is due."""
@@ -71,15 +71,22 @@ class ScriptedTasks(VectorTasks):
         self.steps += 1
         reward = np.full(self.when.shape, float(self.steps))
         reward[self.now("nan reward") | self.over()] = np.nan
-        return self.look(), reward, self.now("terminated"), self.now("truncated")
+        return self.seen(), reward, self.now("terminated"), self.now("truncated")
 
-    def look(self) -> np.ndarray:
+    def seen(self) -> np.ndarray:
         """Three random numbers, unless something is due."""
         obs = self.generator.normal(size=(*self.when.shape, 3))
         obs[self.now("nan obs"), 1] = np.nan
         obs[self.now("huge obs"), 1] = 1e200  # infinite as a float32
         obs[self.over(), 0] = -np.inf
         return obs
+
+    @property
+    def success(self) -> np.ndarray | None:
+        """What was told to succeed, or to blow up; None where nothing was told to succeed."""
+        if not np.isin(self.what, ["success"]).any():
+            return None
+        return np.isin(self.what, ["success", "diverged"]) & (self.steps >= self.when)
 
     @property
     def diverged(self) -> np.ndarray:
@@ -121,7 +128,7 @@ def collect(family: Scripted, seed: int = 0, deterministic: bool = False) -> Tra
 
 
 def all_finite(episodes: Trajectories) -> bool:
-    tensors = [getattr(episodes, f.name) for f in fields(episodes) if f.name != "advantage"]
+    tensors = [getattr(episodes, f.name) for f in fields(episodes) if f.name not in ("advantage", "success")]
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
@@ -270,3 +277,18 @@ def test_joined_episodes_are_the_episodes_of_both():
     assert torch.equal(both.obs, torch.cat([first.obs, second.obs], dim=1))
     assert torch.equal(both.episodes(slice(2, 4)).log_prob, second.log_prob)
     assert both.advantage is None
+
+
+def test_success_is_a_share_of_episodes_and_a_blow_up_is_none():
+    family = scripted(t0e0=(2, "success"), t0e1=(HORIZON, "success"), t1e0=(3, "diverged"))
+    policy, params = make_policy()
+    with TaskBatch(family, TASKS, 2, policy, np.random.default_rng(0)) as batch:
+        seen = batch.collect(params)
+        rate = seen.success_rate()
+        assert rate is not None and rate.tolist() == [1.0, 0.0]
+        both = seen.joined(seen).success
+        assert both is not None and both.tolist() == [[True] * 4, [True, False, True, False]]
+    with TaskBatch(scripted(), TASKS, 2, policy, np.random.default_rng(0)) as batch:
+        seen = batch.collect(params)
+        assert seen.success is None and seen.success_rate() is None
+        assert seen.joined(seen).success is None

@@ -128,7 +128,7 @@ def summarise(lives: list[Life], cohort: Cohort) -> dict[str, Any]:
     seconds = sum(visit["seconds"] for visit in every)
     return {
         "stream": dataclasses.asdict(cohort.stream)  # pyright: ignore[reportArgumentType]
-        | {"family": cohort.family.name, "horizon": cohort.family.horizon},
+        | {"family": cohort.family.id, "horizon": cohort.family.horizon},
         "seeds": sorted({visit["seed"] for visit in every}),
         "env_steps": sum(visit["env_steps"] for visit in every),
         "seconds": seconds,
