@@ -114,11 +114,19 @@ def check_fits(trained_on: TaskDistribution, met: TaskDistribution) -> None:
         )
 
 
+def extend_path(folders: list[str]) -> list[str]:
+    """Append folders to the import path; the folders in full.
+
+    Never put first: a user's own 'envs' must not stand before ours.
+    """
+    absolute = [str(Path(folder).expanduser().resolve()) for folder in folders]
+    sys.path.extend(folder for folder in absolute if folder not in sys.path)
+    return absolute
+
+
 def set_up(machine: Machine) -> torch.device:
     """The import path, torch's threads, and the device, which is chosen here and nowhere else."""
-    machine.import_path = [str(Path(f).expanduser().resolve()) for f in machine.import_path]
-    # Appended, never put first: a user's own 'envs' must not stand before ours.
-    sys.path.extend(folder for folder in machine.import_path if folder not in sys.path)
+    machine.import_path = extend_path(machine.import_path)
     torch.set_num_threads(machine.threads)
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda': torch finds no CUDA device here; use auto or cpu")

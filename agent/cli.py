@@ -28,6 +28,8 @@ COMMANDS = {
     "evaluate": "adapt to held-out tasks and tabulate the returns",
     "continual": "live through a stream of visits, with and without memory",
     "report": "write a run folder's report.html",
+    "check_env": "is this environment fit to be learned on? findings and suggestions",
+    "show_env": "pictures of an environment's tasks and a film of an episode, without a screen",
 }
 _EXAMPLES = {
     "demo": "engram demo run=runs/demo",
@@ -36,6 +38,8 @@ _EXAMPLES = {
     "continual": "engram continual stream=cheetah_faults "
     "'agents=[engram,meta_init,finetune]' run=runs/faults",
     "report": "engram report run=runs/demo",
+    "check_env": "engram check_env --config-dir ~/confs env=my_robot",
+    "show_env": "engram show_env env=ant_goal out=pictures",
 }
 _FOLDER = Path(__file__).resolve().parent
 _BAD_CONFIG, _FAILED, _INTERRUPTED = 2, 1, 130

@@ -10,10 +10,12 @@ from typing import Any
 from agent import train as training
 from agent.assemble import (
     build_agents,
+    build_family,
     build_stream,
     check_fits,
     check_not_oracle,
     check_oracle,
+    extend_path,
     load_trained,
     set_up,
     untrained,
@@ -26,10 +28,13 @@ from agent.memory.keys import IndistinguishableTasksError
 from agent.progress import console
 from agent.run import CorruptCheckpointError, Run, RunError, write_json
 from agent.settings import (
+    CheckEnvSettings,
     ContinualSettings,
     DemoSettings,
     EvaluateSettings,
+    Machine,
     ReportSettings,
+    ShowEnvSettings,
     TrainSettings,
 )
 from agent.tables import evaluation_table, stream_table
@@ -147,6 +152,37 @@ def report(config: Config, typed: str) -> None:
 
     settings = build(config, "", ReportSettings)
     console.print(f"Report: {write_report(Path(settings.run)).resolve()}")
+
+
+def check_env(config: Config, typed: str) -> None:
+    """Check a family, print the findings; a failed check is a failed command."""
+    from agent.env_tools import check, findings_table
+
+    settings = build(config, "", CheckEnvSettings)
+    extend_path(settings.import_path)
+    family = build_family(settings.env, "env")
+    with console.status(f"checking {family.id}"):
+        findings = check(family, settings.episodes, settings.seed)
+    console.print(findings_table(family.id, findings))
+    failures = [finding.name for finding in findings if finding.status == "failed"]
+    if failures:
+        raise TaskError(f"{family.id} fails: {', '.join(failures)}")
+
+
+def show_env(config: Config, typed: str) -> None:
+    """Write a picture of a few tasks side by side and a film of an episode."""
+    from agent.env_tools import draw
+
+    settings = build(config, "", ShowEnvSettings)
+    extend_path(settings.import_path)
+    trained = None
+    if settings.run is not None:
+        machine = Machine(run=settings.run, import_path=settings.import_path)
+        trained = load_trained(Run(settings.run), machine)
+    family = build_family(settings.env, "env") if trained is None else trained.family
+    with console.status(f"drawing {family.id}"):
+        written = draw(family, trained, settings)
+    console.print("Wrote " + " and ".join(str(path) for path in written))
 
 
 def demo(config: Config, typed: str) -> None:

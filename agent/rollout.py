@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -35,7 +35,7 @@ class TaskBatch:
         low, high = family.action_range
         self._scale, self._middle = (high - low) / 2, (high + low) / 2
         self._descriptors = family.describe(tasks) if reveal else None
-        self._simulators = family.open(self.tasks, episodes)
+        self.simulators = family.open(self.tasks, episodes)
         self.steps_used = 0
         """Env steps taken since the batch was opened, of all tasks and episodes together."""
 
@@ -50,12 +50,12 @@ class TaskBatch:
         trace: TracebackType | None,
     ) -> None:
         """Close the simulators."""
-        self._simulators.close()
+        self.simulators.close()
 
     @property
     def physics_s(self) -> float:
         """Wall seconds spent inside the simulator so far."""
-        return self._simulators.physics_s
+        return self.simulators.physics_s
 
     @torch.no_grad()
     def collect(self, params: Tensor, deterministic: bool = False) -> Trajectories:
@@ -67,7 +67,7 @@ class TaskBatch:
         reward, mask = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
         actions, log_probs = [], []
         terminated = np.zeros(shape[:2], dtype=bool)
-        current, diverged = self._seen(self._simulators.reset(seed))
+        current, diverged = self._seen(self.simulators.reset(seed))
         alive = ~diverged
         for h in range(shape[2]):
             obs[:, :, h] = current
@@ -78,17 +78,17 @@ class TaskBatch:
             log_probs.append(distribution.log_prob(action))
             actions.append(action)
             applied = self._applied(action.cpu().numpy())
-            raw, reward[:, :, h], ended, truncated = self._simulators.step(applied)
+            raw, reward[:, :, h], ended, truncated = self.simulators.step(applied)
             mask[:, :, h] = alive
             self.steps_used += int(alive.sum())
             current, broken = self._seen(raw)
-            broken |= self._simulators.diverged | ~np.isfinite(reward[:, :, h])
+            broken |= self.simulators.diverged | ~np.isfinite(reward[:, :, h])
             diverged |= alive & broken  # what happens after an episode's end cannot spoil it
             terminated |= alive & ended
             alive &= ~(ended | truncated | diverged)
         mask[diverged], obs[diverged], current[diverged] = 0.0, 0.0, 0.0
         reward[mask == 0] = 0.0
-        success = self._simulators.success
+        success = self.simulators.success
         return Trajectories(
             obs=self._tensor(obs),
             action=torch.stack(actions, dim=2),
@@ -102,6 +102,20 @@ class TaskBatch:
             if success is None
             else torch.as_tensor(success, device=self.policy.device),
         )
+
+    def actor(self, params: Tensor) -> Callable[[np.ndarray], np.ndarray]:
+        """The deterministic policies as a function of raw observations, to be watched.
+
+        From ``[T, E, O]`` to actions ``[T, E, A]`` in the simulators' units.
+        """
+
+        def act(obs: np.ndarray) -> np.ndarray:
+            shown, _ = self._seen(obs)
+            with torch.no_grad():
+                mean = self.policy(params, self._tensor(shown)).mean
+            return self._applied(mean.cpu().numpy())
+
+        return act
 
     def _applied(self, action: np.ndarray) -> np.ndarray:
         """What the simulator gets: the policy's action clipped to +-1, in the action's units."""

@@ -100,3 +100,49 @@ class ReportSettings:
 
     run: str
     """The run folder."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class CheckEnvSettings:
+    """``engram check_env``."""
+
+    env: Node
+    """The family."""
+    episodes: Annotated[int, Field(ge=1)] = 3
+    """Parallel episodes of a task."""
+    seed: Seed = 0
+    """Of tasks, starts and actions."""
+    import_path: list[str] = field(default_factory=list)
+    """Folders of the user's own code, appended to ``sys.path``."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class ShowEnvSettings:
+    """``engram show_env``."""
+
+    env: Node
+    """The family; with ``run`` given, that run's family is shown instead."""
+    run: str | None = None
+    """A meta-training run, whose policy is filmed; without one, random actions are."""
+    adapt: Annotated[int, Field(ge=0)] = 1
+    """Adaptation steps, of 10 episodes each, before the run's policy is filmed."""
+    split: Split = "train"
+    """Where the tasks are drawn from."""
+    tasks: Annotated[int, Field(ge=1)] = 4
+    """How many, side by side."""
+    steps: Annotated[int, Field(ge=0)] = 15
+    """Random actions before the picture is taken."""
+    seed: Seed = 0
+    """Of tasks, starts and actions."""
+    out: str = "pictures"
+    """Folder of the files."""
+    film: Literal["webp", "gif", "mp4", "none"] = "webp"
+    """Format of the film of one episode."""
+    width: Annotated[int, Field(ge=16)] = 320
+    """Of a picture, in pixels."""
+    height: Annotated[int, Field(ge=16)] = 240
+    """Of a picture, in pixels."""
+    renderer: Literal["auto", "opengl", "software"] = "auto"
+    """What draws; ``auto``: OpenGL if it works without a screen, else the software drawer."""
+    import_path: list[str] = field(default_factory=list)
+    """Folders of the user's own code, appended to ``sys.path``."""

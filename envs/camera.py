@@ -20,6 +20,7 @@ from PIL import Image
 from envs import opengl
 from envs.drawer import Drawer
 from envs.param import TaskError
+from envs.shapes import Structure, structure
 from envs.sheets import card, fit
 from envs.vector_tasks import VectorTasks
 
@@ -74,8 +75,8 @@ class Camera:
             raise TaskError(f"renderer={renderer!r}: expected auto, opengl or software")
         self.width, self.height, self.renderer = width, height, renderer
         self._drawer: Drawer | opengl.Renderer | None = None
-        self._scenes: dict[int, mujoco.MjvScene] = {}
-        self._homes: dict[int, _Home] = {}
+        self._scenes: dict[Structure, mujoco.MjvScene] = {}
+        self._homes: dict[Structure, _Home] = {}
 
     def __enter__(self) -> Self:
         """Nothing is opened before the first picture."""
@@ -119,9 +120,10 @@ class Camera:
         if not np.isfinite(data.geom_xpos).all():
             raise TaskError("bodies are at places that are not finite numbers; did it blow up?")
         view = view or self.follow(model, data)
-        scene = self._scenes.get(model.signature)
+        kind = structure(model)
+        scene = self._scenes.get(kind)
         if scene is None:
-            scene = self._scenes[model.signature] = mujoco.MjvScene(model, _MAX_SHAPES)
+            scene = self._scenes[kind] = mujoco.MjvScene(model, _MAX_SHAPES)
         eye = mujoco.MjvCamera()
         eye.lookat[:], eye.distance = view.lookat, view.distance
         eye.azimuth, eye.elevation = view.azimuth, view.elevation
@@ -161,9 +163,10 @@ class Camera:
         From the side (or from above) if all its hinges turn in one plane, else a three-quarter
         view.
         """
-        home = self._homes.get(model.signature)
+        kind = structure(model)
+        home = self._homes.get(kind)
         if home is None:
-            home = self._homes[model.signature] = _home(model)
+            home = self._homes[kind] = _home(model)
         centre = home.centre.copy()
         if home.travels:
             moved = data.xpos[home.root] - home.root_place

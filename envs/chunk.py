@@ -134,40 +134,43 @@ class Chunk:
             "a wrong argument or a missing package; a worker process knows only what the modules "
             "of the environment itself import and register"
         )
-        with self._faults(None, cause):
-            makers = self._load()
-        for row, maker in enumerate(makers, self._first):
-            with self._faults(row, cause):
+        with self._faults(cause):
+            for row, maker in enumerate(self._load(), self._first):
+                self._at[0] = row
                 self.envs.append(maker())
 
     def _reset(self) -> None:
-        shape = self._board.obs.shape[1:]
-        for row, env in enumerate(self.envs, self._first):
-            with self._faults(row):
-                obs = env.reset(int(self._board.seeds[row]))
-                self._board.obs[row] = _numbers("the observation", obs, shape)
+        obs, seeds = self._board.obs, self._board.seeds
+        with self._faults():
+            for row, env in enumerate(self.envs, self._first):
+                self._at[0] = row
+                obs[row] = _numbers("the observation", env.reset(int(seeds[row])), obs.shape[1:])
 
     def _step(self) -> None:
-        board = self._board
-        for row, env in enumerate(self.envs, self._first):
-            if board.running[row]:
-                with self._faults(row):
-                    outcome = env.step(board.actions[row].copy())
-                    obs, reward, flags = _checked(outcome, board.obs.shape[1:])
-                    board.obs[row], board.reward[row], board.flags[:, row] = obs, reward, flags
+        board, shape = self._board, self._board.obs.shape[1:]
+        actions, running = board.actions.copy(), board.running.tolist()
+        with self._faults():
+            for row, env in enumerate(self.envs, self._first):
+                if running[row]:
+                    self._at[0] = row
+                    obs, reward, flags = _checked(env.step(actions[row]), shape)
+                    board.obs[row], board.reward[row] = obs, reward
+                    if True in flags:  # they are all False before a step
+                        board.flags[:, row] = flags
 
     @contextlib.contextmanager
-    def _faults(
-        self, row: int | None, cause: str = "an error in the environment's own code"
-    ) -> Iterator[None]:
-        self._at[0] = -1 if row is None else row
+    def _faults(self, cause: str = "an error in the environment's own code") -> Iterator[None]:
         try:
             yield
         except _RefusedError as error:
-            raise ChunkError(row, *error.args) from error
+            raise ChunkError(self._row, *error.args) from error
         except (Exception, SystemExit) as error:  # whatever a user's code may raise
-            raise ChunkError.of(error, row, cause) from error
+            raise ChunkError.of(error, self._row, cause) from error
         self._at[0] = -1
+
+    @property
+    def _row(self) -> int | None:
+        return None if self._at[0] < 0 else int(self._at[0])
 
 
 def _checked(outcome: Any, shape: tuple[int, ...]) -> tuple[Any, Any, list[bool]]:
@@ -179,9 +182,12 @@ def _checked(outcome: Any, shape: tuple[int, ...]) -> tuple[Any, Any, list[bool]
     flags = [_flag(name, getattr(outcome, name)) for name in Outcome._fields[2:]]
     if flags[2]:  # diverged: the rest is void, whatever it is
         return 0.0, 0.0, flags
-    obs = _numbers("the observation", outcome.obs, shape)
-    reward = outcome.reward
-    if not (isinstance(reward, float) and math.isfinite(reward)):  # else checked, and fast
+    # Most are right: look quickly first. The sum of squares is finite only if each of them is.
+    obs, reward = outcome.obs, outcome.reward
+    right = isinstance(obs, np.ndarray) and obs.dtype == np.float64 and obs.shape == shape
+    if not (right and math.isfinite(obs.dot(obs))):
+        obs = _numbers("the observation", obs, shape)
+    if not (isinstance(reward, float) and math.isfinite(reward)):
         reward = _numbers("the reward", reward, ())
     return obs, reward, flags
 

@@ -1,3 +1,5 @@
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's bindings come without type stubs.)
 """Suites of other people on current MuJoCo: import one here and what MuJoCo changed is mended.
 
 Each function tries the package's own code first and mends it only if that fails, so a version that
@@ -23,6 +25,7 @@ INSTALL = {
     # Its pin of mujoco==3.3.0 would undo MuJoCo 4; all else that it needs is installed already.
     "metaworld": "pip install --no-deps metaworld==3.1.1",
     "dm_control": "pip install dm_control==1.0.50 shimmy==2.0.1",
+    "shimmy": "pip install shimmy==2.0.1",
     "gymnasium_robotics": "pip install Gymnasium-Robotics==1.4.2",
 }
 """How to install the versions that are known here, by the name of the package."""
@@ -39,20 +42,27 @@ def missing(package: str) -> str:
     return f"{package} is not installed; install it with: {INSTALL[package]}"
 
 
+def import_package(package: str) -> ModuleType:
+    """The package, or an error with the command that installs it."""
+    if message := missing(package):
+        raise TaskError(message)
+    return importlib.import_module(package)
+
+
 def import_metaworld() -> ModuleType:
     """Meta-World, which writes rows of 11 numbers into ``eq_data``, where MuJoCo has 12 by now.
 
     The twelfth says that ``mj_setConst`` may choose the relative pose; here it must not.
     """
-    package = _import("metaworld")
+    package = import_package("metaworld")
     base = _part("metaworld", "sawyer_xyz_env").SawyerMocapBase
     _mend(package, lambda: _welds(base), lambda: setattr(base, "reset_mocap_welds", _reset_welds))
     return package
 
 
 def import_dm_control() -> ModuleType:
-    """dm_control, which asks MuJoCo for arrays that it has no longer; registers shimmy's ids."""
-    package = _import("dm_control")
+    """dm_control, which asks MuJoCo for arrays that it has no longer."""
+    package = import_package("dm_control")
     known = _part("dm_control", "mujoco.wrapper.mjbindings.sizes").array_sizes
     owners = {"mjmodel": mujoco.MjModel, "mjdata": mujoco.MjData}
 
@@ -64,9 +74,6 @@ def import_dm_control() -> ModuleType:
             del known[kind][name]
 
     _mend(package, lambda: not gone(), forget)
-    if find_spec("shimmy") is None:
-        raise TaskError(f"shimmy is not installed; install it with: {INSTALL['dm_control']}")
-    importlib.import_module("shimmy")
     return package
 
 
@@ -75,7 +82,7 @@ def import_gymnasium_robotics() -> ModuleType:
 
     An element of an array equals a member of the enumeration only if it stands on the left.
     """
-    package = _import("gymnasium_robotics")
+    package = import_package("gymnasium_robotics")
     utils = _part("gymnasium_robotics", "utils.mujoco_utils")
 
     def compare_numbers() -> None:
@@ -87,12 +94,6 @@ def import_gymnasium_robotics() -> ModuleType:
 
     _mend(package, lambda: _finds_hinges(utils), compare_numbers)
     return package
-
-
-def _import(package: str) -> ModuleType:
-    if message := missing(package):
-        raise TaskError(message)
-    return importlib.import_module(package)
 
 
 def _part(package: str, module: str) -> Any:
@@ -116,10 +117,9 @@ def _mend(package: ModuleType, works: Callable[[], bool], mend: Callable[[], Non
 
 
 def _unknown(package: str, what: str) -> TaskError:
-    name = {"gymnasium_robotics": "gymnasium-robotics"}.get(package, package)
     return TaskError(
-        f"{package} {version(name)} with mujoco {mujoco.__version__}: {what}. envs/compat.py makes "
-        f"another version work: {INSTALL[package]}"
+        f"{package} {version(package)} with mujoco {mujoco.__version__}: {what}. "
+        f"envs/compat.py makes another version work: {INSTALL[package]}"
     )
 
 

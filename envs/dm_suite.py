@@ -5,6 +5,7 @@ Importing this module registers its environments, mended for current MuJoCo.
 
 from __future__ import annotations
 
-from envs.compat import import_dm_control
+from envs.compat import import_dm_control, import_package
 
 import_dm_control()
+import_package("shimmy")  # which registers them

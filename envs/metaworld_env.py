@@ -8,6 +8,7 @@ that neither Meta-World's pickled tasks nor numpy's global generator are needed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,26 @@ STEPS = 500
 """Longest episode, in steps of 12.5 ms; Meta-World refuses to go on after it."""
 GOALS = 50
 """Goals that a benchmark has in each of its environments."""
+ENVIRONMENTS = {
+    f"{name}-v3": int(size)
+    for name, size in (
+        entry.split(":")
+        for entry in """
+        assembly:6 basketball:6 bin-picking:6 box-close:6 button-press-topdown:3
+        button-press-topdown-wall:3 button-press:3 button-press-wall:3 coffee-button:3 coffee-pull:6
+        coffee-push:6 dial-turn:3 disassemble:6 door-close:3 door-lock:3
+        door-open:3 door-unlock:3 hand-insert:6 drawer-close:3 drawer-open:3
+        faucet-open:3 faucet-close:3 hammer:3 handle-press-side:3 handle-press:3
+        handle-pull-side:3 handle-pull:3 lever-pull:3 pick-place-wall:6 pick-out-of-hole:6
+        pick-place:6 plate-slide:6 plate-slide-side:6 plate-slide-back:6 plate-slide-back-side:6
+        peg-insert-side:6 peg-unplug-side:3 soccer:6 stick-push:6 stick-pull:6
+        push:6 push-wall:6 push-back:6 reach:6 reach-wall:6
+        shelf-place:6 sweep-into:6 sweep:3 window-open:3 window-close:3
+        """.split()
+    )
+}
+"""Meta-World's 50 environments in its order (a task names one by its place, from 0 on), and how many
+numbers a ``rand_vec`` of each has."""
 
 # A reset asks twice for the rand_vec, and without end if its object and its goal are too close.
 _MOST_QUESTIONS = 1_000
@@ -72,6 +93,16 @@ class MetaWorldEnv:
         self.env.close()
 
 
+@functools.lru_cache(maxsize=8)
+def benchmark_goals(
+    benchmark: str, env_name: str | None, seed: int, part: str
+) -> dict[str, np.ndarray]:
+    """Every goal of the training or the test part of a benchmark; not to be written into."""
+    if env_name is not None:
+        return draw_goals([env_name], seed + (part == "test"))
+    return draw_goals(list(getattr(import_metaworld().env_dict, f"{benchmark}_V3")[part]), seed)
+
+
 def draw_goals(names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
     """The goals of each environment ``[50, 3 or 6]``, as Meta-World draws them with this seed.
 
@@ -96,9 +127,12 @@ def _draw_goals_of(name: str, rng: np.random.RandomState) -> np.ndarray:
 class _Given:
     """Goes before an environment's own class: gives it its ``rand_vec`` and its model."""
 
-    def __init__(self, shared: SharedModel, rand_vec: Callable[..., np.ndarray], **settings: str):
+    def __init__(
+        self, shared: SharedModel, rand_vec: Callable[..., np.ndarray], rewards: str
+    ) -> None:
         self._shared, self._rand_vec, self._questions = shared, rand_vec, 0
-        super().__init__(**settings)
+        own_class: Any = super()
+        own_class.__init__(reward_function_version=rewards)
         self._set_task_called = True
 
     def reset(self) -> tuple[np.ndarray, dict]:
@@ -125,4 +159,4 @@ def _make(
 ) -> Any:
     cls = import_metaworld().ALL_V3_ENVIRONMENTS[name]
     given = type(cls.__name__, (_Given, cls), {})
-    return given(shared, rand_vec, reward_function_version=rewards)
+    return given(shared, rand_vec, rewards)

@@ -20,8 +20,10 @@ from envs.variants import Settings
 
 # Constants; lengths have no unit.
 
-CORNER_STEP_SIZE, CORNER_START = 0.2, 0.2
-"""Displacement per step of a full action among the corners, per axis; half-width of the square in which episodes start there."""
+CORNER_STEP_SIZE = 0.2
+"""Displacement per step of a full action among the corners, per axis."""
+CORNER_START = 0.2
+"""Half-width of the square in which episodes among the corners start."""
 UNPAID = 0.5
 """Among the corners, nothing is paid this near to the origin (sum of both axes)."""
 GOAL_RADIUS = 0.2

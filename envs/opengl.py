@@ -23,7 +23,7 @@ import mujoco
 import numpy as np
 
 from envs.drawer import sky
-from envs.shapes import shape_of
+from envs.shapes import Structure, shape_of, structure
 
 _PATIENCE_S = 60.0
 _TRY = """
@@ -87,7 +87,7 @@ def _try(library: str) -> str | None:
     """Open the library in another process; what went wrong, or None."""
     # mujoco must not load the library that MUJOCO_GL names before this one.
     environment = {**os.environ, "MUJOCO_GL": "disable"}
-    command = [sys.executable, "-c", _TRY, library]
+    command = [sys.executable, "-P", "-c", _TRY, library]
     try:
         done = subprocess.run(
             command,
@@ -116,7 +116,7 @@ class Renderer:
         if library is None:
             raise NoOpenGlError(reason)
         self._rect = mujoco.MjrRect(0, 0, width, height)
-        self._contexts: dict[int, mujoco.MjrContext] = {}
+        self._contexts: dict[Structure, mujoco.MjrContext] = {}
         try:
             self._window: Any = importlib.import_module(f"mujoco.{library}").GLContext(
                 width, height
@@ -130,9 +130,10 @@ class Renderer:
     def draw(self, model: mujoco.MjModel, scene: mujoco.MjvScene, tile: float) -> np.ndarray:
         """The scene as ``uint8 [height, width, 3]``; the floor's pattern is the model's own."""
         self._window.make_current()
-        context = self._contexts.get(model.signature)
+        kind = structure(model)
+        context = self._contexts.get(kind)
         if context is None:
-            context = self._contexts[model.signature] = self._prepare(model)
+            context = self._contexts[kind] = self._prepare(model)
         for name in _OFF:
             scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{name}")] = 0
         eye = np.array(scene.camera[0].pos, np.float64)
@@ -178,7 +179,7 @@ def _carry_floor(
     geom.pos = shape.place + shape.turn @ away
 
 
-def _free(window: Any, contexts: dict[int, mujoco.MjrContext]) -> None:
+def _free(window: Any, contexts: dict[Structure, mujoco.MjrContext]) -> None:
     with contextlib.suppress(*failures()):
         window.make_current()
         for context in contexts.values():

@@ -34,7 +34,7 @@ __all__ = [
     "write_video",
 ]
 VIDEO_SUFFIXES = (".webp", ".gif", ".mp4")
-_WEBP_QUALITY = 80
+_WEBP_QUALITY = 75
 
 
 def task_sheet(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import model_validator
@@ -150,8 +150,7 @@ class Points(TaskDistribution):
         """Fill the variant's settings in where none are given."""
         return complete(cls.VARIANTS, cls.PARAMS, given)
 
-    @model_validator(mode="after")
-    def _check_params(self) -> Self:
+    def __post_init__(self) -> None:
         """Beside the goal's, only parameters that work for every family."""
         own = [
             name
@@ -161,7 +160,6 @@ class Points(TaskDistribution):
         if set(own) != set(self.GOAL):
             needed = ", ".join(repr(name) for name in self.GOAL)
             raise ValueError(f"params must be just {needed}, got {sorted(own)}")
-        return self
 
     @property
     def raw_obs_size(self) -> int:

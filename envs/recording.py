@@ -16,6 +16,7 @@ from envs.task import Task, TaskDistribution, TaskError, VectorTasks
 # Copy c of a task holds each random action for so many steps (None: to the end): what only a
 # sustained push reaches would never be met by trembling on the spot.
 _HOLDS = (1, None, 10)
+_PARTS = ("the observation", "the reward", "terminated", "truncated")
 
 
 class Change(NamedTuple):
@@ -63,11 +64,11 @@ class Recording:
     @property
     def blown_up(self) -> np.ndarray:
         """``[T, E]`` bool: episodes that diverged."""
-        return self.diverged.any(axis=0)
+        return np.asarray(self.diverged.any(axis=0))
 
     def ended(self, flag: np.ndarray) -> np.ndarray:
         """``[T, E]`` bool: episodes at whose end ``flag [H, T, E]`` was raised."""
-        return (flag & self.running).any(axis=0)
+        return np.asarray((flag & self.running).any(axis=0))
 
 
 @contextlib.contextmanager
@@ -79,9 +80,7 @@ def opened(
         yield simulators
 
 
-def explore(
-    family: TaskDistribution, steps: int, tasks: int, copies: int, seed: int
-) -> np.ndarray:
+def explore(family: TaskDistribution, steps: int, tasks: int, copies: int, seed: int) -> np.ndarray:
     """Actions ``[H, T, E, A]`` within the bounds: random, held for a while, or held to the end."""
     low, high = family.action_range
     rng = np.random.default_rng(seed)
@@ -92,44 +91,53 @@ def explore(
     return actions
 
 
-def record(simulators: VectorTasks, actions: np.ndarray, seed: int) -> Recording:
-    """Reset with ``seed`` and play ``actions [H, T, E, A]``."""
+def record(
+    simulators: VectorTasks, actions: np.ndarray, seed: int, spoil: bool = False
+) -> Recording:
+    """Reset with ``seed`` and play ``actions [H, T, E, A]``.
+
+    With ``spoil`` all that is handed out, and the actions, are written over at once.
+    """
     lead = actions.shape[1:3]
-    given = [("the observation", 0, simulators.reset(seed))]
-    diverged = [np.array(simulators.diverged)]
-    size = given[0][2].shape[-1:]
-    kept = [given[0][2].copy()]
+    first = simulators.reset(seed)
+    given = [("the observation", 0, first)]
+    kept, diverged = [first.copy()], [np.array(simulators.diverged)]
     started = time.perf_counter()
     for step, action in enumerate(actions, 1):
-        parts = simulators.step(action.copy())
-        shapes = (*lead, *size), lead, lead, lead
-        names = "the observation", "the reward", "terminated", "truncated"
-        for name, part, shape in zip(names, parts, shapes, strict=True):
-            if np.shape(part) != shape:
-                raise TaskError(
-                    f"step {step} gave {name} of shape {np.shape(part)}, expected {shape}"
-                )
+        action = action.copy()
+        parts = simulators.step(action)
+        for name, part, size in zip(_PARTS, parts, (first.shape[2:], (), (), ()), strict=True):
+            _check(name, step, part, (*lead, *size))
             given.append((name, step, part))
             kept.append(part.copy())
         diverged.append(np.array(simulators.diverged))
+        if spoil:
+            action[...] = np.nan
+            for part in parts:
+                part[...] = 1
     seconds = time.perf_counter() - started
-    overwritten = [
-        (name, step)
-        for (name, step, part), copy in zip(given, kept, strict=True)
-        if not np.array_equal(part, copy, equal_nan=part.dtype.kind == "f")
-    ]
-    obs, success = [kept[0], *kept[1::4]], simulators.success
-    rest = [np.stack(kept[i::4]) for i in (2, 3, 4)] if len(actions) else [np.zeros((0, *lead))] * 3
+    success = simulators.success
     return Recording(
-        obs=np.stack(obs),
-        reward=rest[0],
-        terminated=rest[1].astype(bool),
-        truncated=rest[2].astype(bool),
+        obs=np.stack([kept[0], *kept[1::4]]),
+        reward=np.stack(kept[2::4]),
+        terminated=np.stack(kept[3::4]),
+        truncated=np.stack(kept[4::4]),
         diverged=np.stack(diverged),
         success=None if success is None else np.array(success),
         seconds=seconds,
-        overwritten=overwritten,
+        overwritten=[
+            (name, step)
+            for (name, step, part), copy in zip(given, kept, strict=True)
+            if not np.array_equal(part, copy, equal_nan=part.dtype.kind == "f")
+        ],
     )
+
+
+def _check(name: str, step: int, part: np.ndarray, shape: tuple[int, ...]) -> None:
+    if np.shape(part) != shape:
+        raise TaskError(f"step {step} gave {name} of shape {np.shape(part)}, expected {shape}")
+    if name in _PARTS[2:] and part.dtype != bool:
+        raise TaskError(f"step {step} gave {name} of type {part.dtype}, expected bool")
 
 
 def changes(one: Recording, other: Recording, columns: int | None = None) -> dict[str, Change]:
@@ -142,14 +150,11 @@ def changes(one: Recording, other: Recording, columns: int | None = None) -> dic
     """
     running = one.running | other.running
     seen = np.concatenate([np.ones_like(running[:1]), running])
+    flags = (one.terminated != other.terminated) | (one.truncated != other.truncated)
     gaps = {
         "observation": _gap(one.obs[..., :columns], other.obs[..., :columns]).max(axis=-1) * seen,
         "reward": _from_step_1(_gap(one.reward, other.reward) * running),
-        "end of the episode": _from_step_1(
-            (one.terminated != other.terminated) | (one.truncated != other.truncated)
-        )
-        * seen
-        + (one.diverged != other.diverged) * seen,
+        "end": ((one.diverged != other.diverged) | _from_step_1(flags)) & seen,
     }
     return {
         what: Change(int(np.argwhere(gap > 0)[0, 0]), float(gap.max()))
@@ -162,7 +167,7 @@ def told(found: dict[str, Change]) -> str:
     """The changes in words."""
     return ", ".join(
         f"{what} from {'the reset' if step == 0 else f'step {step}'} on"
-        + (f" (by up to {size:.3g})" if what in ("observation", "reward") else "")
+        + ("" if what == "end" else f" (by up to {size:.3g})")
         for what, (step, size) in found.items()
     )
 

@@ -21,6 +21,7 @@ PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX, MESH = (
 )
 Vector = Sequence[float]
 Ray = Sequence[np.ndarray]
+Structure = tuple[int | bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Shape:
         else:
             normal = np.stack([x / a**2, y / b**2, z / c**2])
         return normal / np.sqrt((normal * normal).sum(axis=0))
+
+
+def structure(model: mujoco.MjModel) -> Structure:
+    """What models of one robot share, whatever their masses and sizes: to keep things prepared."""
+    return model.signature, model.names, model.nmeshvert, model.ntexdata
 
 
 def shape_of(model: mujoco.MjModel, geom: mujoco.MjvGeom) -> Shape | None:

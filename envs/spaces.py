@@ -234,7 +234,7 @@ class ActionMap(SpaceMap):
             numbers = np.clip(numbers, self.low[leaf.where], self.high[leaf.where])
             if leaf.space.dtype is not None and leaf.space.dtype.kind != "f":
                 numbers = np.rint(numbers)
-        part = numbers.reshape(*lead, *leaf.shape).astype(leaf.space.dtype)
+        part = numbers.reshape((*lead, *leaf.shape)).astype(leaf.space.dtype)
         return part[()] if isinstance(leaf.space, Discrete) else part  # a number, not an array
 
     def _nested(self, space: Space, parts: Iterator[Any]) -> Any:

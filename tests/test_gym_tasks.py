@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter
 
@@ -21,91 +20,11 @@ from agent.policy import GaussianMlp, PolicyConfig
 from agent.rollout import TaskBatch
 from envs.gym_tasks import GymTasks, GymVectorTasks
 from envs.half_cheetah import HalfCheetah
-from envs.task import Param, Task
+from envs.rows import RowError
+from envs.task import Param, Task, TaskError
+from tests.my_gym_envs import Fragile
 
 ROOT = Path(__file__).parent.parent
-BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-
-class Fragile(gymnasium.Env):
-    """Counts its steps, ends as told, and breaks if it is stepped once more."""
-
-    closed: ClassVar[int] = 0
-    observation_space, action_space = spaces.Box(-np.inf, np.inf, (2, 1)), BOX
-
-    def __init__(self, life: int = 3, how: str = "terminated") -> None:
-        if life == 13:
-            raise gymnasium.error.Error("13 is no life")
-        self.life, self.how, self.steps, self.size = life, how, -1, np.array([1.0, 1.0])
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        """A random start."""
-        super().reset(seed=seed)
-        self.steps, self.start = 0, self.np_random.uniform()
-        if self.life == 0:
-            self.steps = -1
-            return self.look() * np.nan, {}
-        return self.look(), {}
-
-    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
-        """Reward 1."""
-        if self.steps < 0:
-            raise RuntimeError("stepped after the end")
-        self.steps += 1
-        ends = self.steps == self.life
-        obs = self.look()
-        if ends:
-            self.steps = -1
-        obs = obs * np.nan if ends and self.how == "nan" else obs
-        obs = obs[:1] if ends and self.how == "shape" else obs
-        reward = np.inf if ends and self.how == "reward" else 1.0
-        return obs, reward, ends and self.how == "terminated", ends and self.how == "truncated", {}
-
-    def look(self) -> np.ndarray:
-        """The steps, and the start."""
-        return np.array([[self.steps], [self.start]], dtype=np.float32)
-
-    def close(self) -> None:
-        """Count."""
-        Fragile.closed += 1
-
-
-class Spaces(Fragile):
-    """An environment of any spaces."""
-
-    def __init__(self, obs: spaces.Space = BOX, action: spaces.Space = BOX) -> None:
-        super().__init__()
-        self.observation_space, self.action_space = obs, action
-
-
-class HidesItsCounters(HalfCheetahEnv):
-    """Clears MuJoCo's warnings after each step, and its reset leaves them alone."""
-
-    def step(self, action: np.ndarray) -> tuple[Any, ...]:
-        """As ever, and then no trace."""
-        result = super().step(action)
-        self.data.warning.number[:] = 0
-        return result
-
-
-class KeepsItsCounters(HalfCheetahEnv):
-    """A reset that does not call mj_resetData."""
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        """A new pose only."""
-        gymnasium.Env.reset(self, seed=seed)
-        return self.reset_model(), {}
-
-
-gymnasium.register("engram-test/Fragile-v0", entry_point=lambda **kw: Fragile(**kw))
-gymnasium.register(
-    "engram-test/Limited-v0", entry_point=lambda **kw: Fragile(**kw), max_episode_steps=5
-)
-gymnasium.register(
-    "engram-test/Spaces-v0", entry_point=lambda **kw: Spaces(**kw), disable_env_checker=True
-)
-gymnasium.register("engram-test/Hides-v0", entry_point=HidesItsCounters)
-gymnasium.register("engram-test/Keeps-v0", entry_point=KeepsItsCounters)
 
 
 def gym_tasks(env_id: str, horizon: int = 10, **fields: Any) -> GymTasks:
@@ -198,7 +117,7 @@ def test_model_parameters_equal_the_native_engine():
         "dt": Param(to="option:timestep", low=0.005, high=0.01),
     }
     values = {"torso": 1.6, "bshin": -0.5, "gravity": 1.5, "dt": 0.008}
-    native = HalfCheetah(name="test", params=params).open([task(**values)], 1)
+    native = HalfCheetah(name="test", horizon=300, params=params).open([task(**values)], 1)
     sims = gym_tasks("HalfCheetah-v5", 300, params=params).open([task(**values)], 1)
     native.reset(seed=0)
     sims.reset(seed=0)
@@ -223,7 +142,7 @@ def test_model_parameters_are_relative_to_nominal():
     inner: Any = family.open([task(all=2.0, torso=3.0)], 1).envs[0].unwrapped
     nominal: Any = gymnasium.make("HalfCheetah-v5").unwrapped
     torso = inner.model.body("torso").id
-    assert inner.model.body_mass[torso] == 3.0 * nominal.model.body_mass[torso]
+    assert inner.model.body_mass[torso] == 2.0 * 3.0 * nominal.model.body_mass[torso]
     assert inner.model.body_mass[torso + 1] == 2.0 * nominal.model.body_mass[torso + 1]
     assert inner.model.body_subtreemass[0] != nominal.model.body_subtreemass[0]  # mj_setConst ran
 
@@ -306,25 +225,24 @@ def test_results_are_copies():
     assert first[0, 0, 0] == 1.0
 
 
-@pytest.mark.parametrize("how", ["nan", "reward"])
-def test_what_is_not_finite_has_diverged(how: str):
-    sims = lives(how=how).open([task(life=3.0), task(life=99.0)], 1)
-    sims.reset(seed=0)
-    _, reward, terminated, truncated = play(sims, 6)
-    assert sims.diverged.tolist() == [[True], [False]]
-    assert reward[:, 0, 0].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
-    assert np.flatnonzero(truncated[:, 0]).tolist() == [2]
-    assert not terminated.any() and not truncated[:, 1].any()
-    sims.reset(seed=0)
-    assert not sims.diverged.any()
+@pytest.mark.parametrize(
+    ("how", "what"), [("nan", r"the observation\[0\] is nan"), ("reward", "the reward is inf")]
+)
+def test_what_is_not_finite_is_an_error_that_says_where(how: str, what: str):
+    sims = lives(how=how).open([task(life=99.0), task(life=3.0)], 1)
+    sims.reset(seed=7)
+    seed = np.random.SeedSequence(7).generate_state(2)[1]
+    play(sims, 2)
+    with pytest.raises(RowError, match=rf"row 1 \(task 'life 3'\), step 3, seed {seed}: {what}"):
+        play(sims, 1)
 
 
-def test_a_start_that_is_not_finite_is_not_stepped_from():
-    sims = lives().open([task(life=0.0), task(life=5.0)], 1)
-    for _ in range(2):
+def test_a_start_that_is_not_finite_is_an_error_that_says_where():
+    sims = lives().open([task(life=5.0), task(life=0.0)], 1)
+    with pytest.raises(
+        RowError, match=r"row 1 .*'life 0'\), step 0 \(reset\), seed .* is nan"
+    ):
         sims.reset(seed=0)
-        assert sims.diverged.tolist() == [[True], [False]]
-        assert play(sims, 2)[1][:, :, 0].tolist() == [[0.0, 1.0], [0.0, 1.0]]
 
 
 def blow_up(env_id: str, after: int) -> GymVectorTasks:
@@ -390,26 +308,24 @@ UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,))
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"action": spaces.Discrete(3)}, r"has the action space Discrete\(3\); this first form"),
-        ({"obs": spaces.Discrete(3)}, r"has the observation space Discrete\(3\)"),
-        ({"obs": spaces.Dict(a=BOX)}, r"has the observation space Dict\('a': Box.*come later"),
-        ({"action": spaces.Tuple([BOX])}, r"has the action space Tuple\(Box"),
-        ({"action": UNBOUNDED}, r"action space Box\(-inf, inf.*finite bounds, because"),
-        ({"action": spaces.Box(0, 3, (2,), np.int64)}, "must be of real numbers"),
+        ({"action": UNBOUNDED}, r"the action space has Box\(-inf, inf.*give action_limits: \["),
+        ({"action": spaces.Text(3)}, r"the action space has Text\(.*supported are Box, Discrete"),
+        ({"obs": spaces.Sequence(spaces.Discrete(2))}, "the observation space has Sequence"),
+        ({"obs": spaces.Box(0, 255, (64, 64, 3), np.uint8)}, "flattens to 12,288 numbers"),
     ],
 )
 def test_spaces_that_do_not_fit_are_refused(given: dict, message: str):
     family = gym_tasks("engram-test/Spaces-v0", kwargs=given)
     for read in (lambda: family.obs_size, lambda: family.open([task()], 1)):
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises(TaskError, match=message) as caught:
             read()
-        assert str(caught.value).startswith("test: 'engram-test/Spaces-v0' has the ")
+        assert str(caught.value).startswith("test: 'engram-test/Spaces-v0': the ")
 
 
 def test_an_observation_of_another_shape_is_not_broadcast():
     sims = fragile(how="shape").open([task()], 1)
     sims.reset(seed=0)
-    with pytest.raises(ValueError, match=r"test: task 'nominal' gave an .* of shape \(1, 1\)"):
+    with pytest.raises(RowError, match=r"row 0 \(task 'nominal'\), step 3.* \(2, 1\).* \(1, 1\)"):
         play(sims, 3)
 
 
@@ -470,7 +386,7 @@ def test_a_folder_of_ones_own_is_appended_to_the_path(
 
 def test_closing_closes_every_environment():
     family = lives()
-    _ = family.spaces
+    _ = family.probe
     Fragile.closed = 0
     sims = family.open([task(life=3.0), task(life=5.0)], 2)
     sims.close()
@@ -480,7 +396,7 @@ def test_closing_closes_every_environment():
 
 def test_a_task_that_cannot_be_opened_closes_the_others():
     family = lives()
-    _ = family.spaces
+    _ = family.probe
     Fragile.closed = 0
     with pytest.raises(ValueError, match=r"cannot make .*13 is no life"):
         family.open([task(life=3.0), task(life=13.0)], 2)

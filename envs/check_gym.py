@@ -1,0 +1,105 @@
+"""Checks on single Gymnasium environments: others' checkers, and a task written over another."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable
+
+import gymnasium
+import numpy as np
+from gymnasium.utils.env_checker import check_env
+
+from envs.finding import Finding, Subject, failed, ok, skipped, warning
+from envs.gym_env import TaskEnv
+from envs.gym_tasks import GymTasks
+from envs.recording import explore
+from envs.rows import SerialRows
+
+# What checkers say of nearly every environment, and what makes no difference here.
+_NO_MATTER = (
+    "is -infinity",
+    "is infinity",
+    "symmetric and normalized space",
+    "symmetric and normalized Box",
+    "different from the unwrapped version",
+    "not inheriting from",
+    "use_render",
+    "render_modes",
+    "render_mode",
+)
+
+
+def gymnasium_checker(subject: Subject) -> Finding:
+    """Gymnasium's ``check_env``, on the environment without its wrappers."""
+    return foreign_checker(subject, lambda env: check_env(env.unwrapped, skip_render_check=True))
+
+
+def foreign_checker(subject: Subject, check: Callable[[gymnasium.Env], None]) -> Finding:
+    """What another library's checker raises is a failure, what it warns of a warning."""
+    if subject.make_env is None:
+        return skipped("the family has no single Gymnasium environment")
+    with contextlib.closing(subject.make_env(subject.tasks[0])) as env:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            check(env)
+    said = [str(each.message).partition("\n")[0] for each in caught]
+    said = list(dict.fromkeys(each for each in said if not any(n in each for n in _NO_MATTER)))
+    if said:
+        more = f" (and {len(said) - 1} more)" if said[1:] else ""
+        return warning(f"{said[0]}{more}", "other libraries may refuse or misread the environment")
+    return ok("passed")
+
+
+def task_over_another(subject: Subject) -> Finding:
+    """One environment: writing a task twice is writing it once, and it comes back unharmed."""
+    family = subject.family
+    if not isinstance(family, GymTasks) or family.vectorized:
+        return skipped("not an environment that tasks are written into one by one")
+    if len(subject.tasks) < 2:
+        return skipped("the family has one task only")
+    one, other = (task.values for task in subject.tasks)
+    labels = [family.label(task) for task in subject.tasks]
+    make = functools.partial(family.make, one)
+    with contextlib.closing(SerialRows([make], labels[:1], family.raw_obs_size)) as rows:
+        env = rows.envs[0]
+        if not isinstance(env, TaskEnv):
+            return skipped("not an environment that tasks are written into one by one")
+        fresh = _played(rows, subject)
+        env.set_task(one)
+        twice = _played(rows, subject)
+        env.set_task(other)
+        _played(rows, subject)
+        env.set_task(one)
+        back = _played(rows, subject)
+    if found := _first_gap(fresh, twice):
+        return failed(
+            f"the same task written twice is another: the transitions differ from step {found}",
+            "a method (call:) or attribute setter that changes what is there instead of setting it",
+        )
+    if found := _first_gap(fresh, back):
+        return failed(
+            f"task {labels[0]!r}, then {labels[1]!r}, then the first again: the transitions differ "
+            f"from step {found}",
+            "something of the other task is left: reset() or the setter must compute all that "
+            "depends on the parameters anew",
+        )
+    return ok("identical to a fresh environment after another task")
+
+
+def _played(rows: SerialRows, subject: Subject) -> np.ndarray:
+    """One episode: ``[H + 1, O + 3]``."""
+    steps = [np.concatenate([rows.reset([subject.seed])[0], np.zeros(3)])]
+    running = np.ones(1, dtype=bool)
+    for action in explore(subject.family, subject.steps, 1, 1, subject.seed)[:, 0]:
+        now = rows.step(action, running)
+        steps.append(np.concatenate([now.obs[0], now.reward, now.terminated, now.truncated]))
+        running = running & ~(now.terminated | now.truncated | now.diverged)
+    return np.stack(steps)
+
+
+def _first_gap(one: np.ndarray, other: np.ndarray) -> str:
+    """The first step in which they differ; empty if they do not."""
+    differing = np.flatnonzero((one != other).any(axis=1))
+    return str(differing[0]) if len(differing) else ""
