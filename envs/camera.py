@@ -108,7 +108,7 @@ class Camera:
             return self.frame(*seen)
         except Exception as error:  # an environment's render() may raise anything
             _say_once(f"no picture: {type(error).__name__}: {error}")
-            return card(f"no picture: {error}", self.width, self.height)
+            return card(f"no picture: {error}"[:200], self.width, self.height)
 
     def frame(
         self, model: mujoco.MjModel, data: mujoco.MjData, view: View | None = None

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable
+from typing import cast
 
 import gymnasium
 import numpy as np
@@ -16,6 +17,7 @@ from envs.gym_env import TaskEnv
 from envs.gym_tasks import GymTasks
 from envs.recording import explore
 from envs.rows import SerialRows
+from envs.task import Task
 
 # What checkers say of nearly every environment, and what makes no difference here.
 _NO_MATTER = (
@@ -59,33 +61,35 @@ def task_over_another(subject: Subject) -> Finding:
         return skipped("not an environment that tasks are written into one by one")
     if len(subject.tasks) < 2:
         return skipped("the family has one task only")
-    one, other = (task.values for task in subject.tasks)
-    labels = [family.label(task) for task in subject.tasks]
-    make = functools.partial(family.make, one)
-    with contextlib.closing(SerialRows([make], labels[:1], family.raw_obs_size)) as rows:
-        env = rows.envs[0]
-        if not isinstance(env, TaskEnv):
-            return skipped("not an environment that tasks are written into one by one")
-        fresh = _played(rows, subject)
-        env.set_task(one)
-        twice = _played(rows, subject)
-        env.set_task(other)
-        _played(rows, subject)
-        env.set_task(one)
-        back = _played(rows, subject)
-    if found := _first_gap(fresh, twice):
+    for one, other in (subject.tasks, subject.tasks[::-1]):
+        if found := _over_another(subject, family, one, other):
+            return found
+    return ok("identical to a fresh environment after another task")
+
+
+def _over_another(subject: Subject, family: GymTasks, one: Task, other: Task) -> Finding | None:
+    make = functools.partial(family.make, one.values)
+    played = {}
+    with contextlib.closing(SerialRows([make], [family.label(one)], family.raw_obs_size)) as rows:
+        env = cast(TaskEnv, rows.envs[0])
+        for name, values in (("fresh", None), ("twice", one), ("other", other), ("back", one)):
+            if values is not None:
+                env.set_task(values.values)
+            played[name] = _played(rows, subject)
+    if found := _first_gap(played["fresh"], played["twice"]):
         return failed(
-            f"the same task written twice is another: the transitions differ from step {found}",
+            f"task {family.label(one)!r} written twice is another: the transitions differ from "
+            f"step {found}",
             "a method (call:) or attribute setter that changes what is there instead of setting it",
         )
-    if found := _first_gap(fresh, back):
+    if found := _first_gap(played["fresh"], played["back"]):
         return failed(
-            f"task {labels[0]!r}, then {labels[1]!r}, then the first again: the transitions differ "
-            f"from step {found}",
+            f"task {family.label(one)!r}, then {family.label(other)!r}, then the first again: the "
+            f"transitions differ from step {found}",
             "something of the other task is left: reset() or the setter must compute all that "
             "depends on the parameters anew",
         )
-    return ok("identical to a fresh environment after another task")
+    return None
 
 
 def _played(rows: SerialRows, subject: Subject) -> np.ndarray:

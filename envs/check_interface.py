@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from gymnasium.spaces import Box
 
 from envs.finding import Finding, Subject, failed, ok, skipped, warning
 from envs.gym_tasks import GymTasks
@@ -131,6 +132,10 @@ def own_arrays(subject: Subject) -> Finding:
 def action_bounds(subject: Subject) -> Finding:
     """Actions beyond the bounds act like those at the bounds."""
     family = subject.family
+    if isinstance(family, GymTasks):
+        kinds = {type(leaf.space) for leaf in family.probe.action.leaves}
+        if kinds != {Box}:
+            return skipped("actions are choices: of the numbers given, the largest decides")
     low, high = family.action_range
     beyond = (low + high) / 2 + 2 * (subject.actions - (low + high) / 2)
     with opened(family, subject.tasks, subject.episodes) as simulators:

@@ -15,6 +15,8 @@ from envs.vector_tasks import VectorTasks
 
 _HARDLY = 1e-7
 """A change of less than this share of the largest number is hardly one."""
+_COPY = "does the constructor make a copy that is used instead?"
+_NOMINAL_ZERO = "is its nominal value 0, so that no factor changes it?"
 
 
 def effect(subject: Subject, name: str) -> Finding:
@@ -26,11 +28,12 @@ def effect(subject: Subject, name: str) -> Finding:
     if not found:  # it may take luck to meet it: a sparse reward, or a task that hides the effect
         found = _effects(subject, name, subject.tasks, subject.many)
     if not found:
+        cause = _NOMINAL_ZERO if param.op == "scale" else _COPY
         return failed(
             f"{len(_others(subject, name, subject.tasks[0]))} other values of {name!r} gave "
             f"identical transitions in {subject.many} episodes of {subject.steps} steps",
-            f"params.{name}.to: {param.to} reaches nothing that step() or reset() uses (a copy was "
-            f"made in the constructor?); else declare params.{name}.inert: true",
+            f"params.{name}.to: {param.to} reaches nothing that step() or reset() uses; {cause} If "
+            f"that is as it should be: params.{name}.inert: true",
         )
     value, change = max(found.items(), key=lambda item: _size(subject, item[1]))
     detail = (
@@ -42,21 +45,22 @@ def effect(subject: Subject, name: str) -> Finding:
 
 
 def coming_back(subject: Subject) -> Finding:
-    """Task A, then B, then A again: the last is the first."""
+    """Task A beside B, after B, or in a row that had B in between, is task A."""
     if len(subject.tasks) < 2:
         return skipped("the family has one task only")
     one, other = subject.tasks
     first = subject.play(one, subject.episodes)
-    subject.play(other, subject.episodes)
-    if found := changes(first, subject.play(one, subject.episodes)):
+    beside = changes(first, subject.play(one, subject.episodes, beside=other))
+    if found := beside or changes(first, subject.play(one, subject.episodes)):
         return failed(
-            f"a task opened after another is not what it was before: {told(found)}",
+            f"a task {'beside' if beside else 'after'} another is not what it is alone: "
+            f"{told(found)}",
             "something that all simulators share is written to (a class attribute, a cached "
             "model); give each its own copy",
         )
     with opened(subject.family, [one]) as simulators:
         if not _can_restart(subject, one):
-            return ok("a task opened after another is what it was before")
+            return ok("a task beside or after another is what it is alone")
         fresh = _restarted(simulators, subject, one)
         _restarted(simulators, subject, other)
         last = _restarted(simulators, subject, one)
@@ -65,7 +69,7 @@ def coming_back(subject: Subject) -> Finding:
             "a row that goes from a task to another and back does not start as before",
             "restart() must make nominal what the last task changed, then apply the new one",
         )
-    return ok("a task opened after another is what it was before; so is a row that comes back")
+    return ok("a task beside or after another is what it is alone; so is a row that comes back")
 
 
 def splits(subject: Subject) -> Finding:

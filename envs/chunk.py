@@ -182,12 +182,8 @@ def _checked(outcome: Any, shape: tuple[int, ...]) -> tuple[Any, Any, list[bool]
     flags = [_flag(name, getattr(outcome, name)) for name in Outcome._fields[2:]]
     if flags[2]:  # diverged: the rest is void, whatever it is
         return 0.0, 0.0, flags
-    # Most are right: look quickly first. The sum of squares is finite only if each of them is.
-    obs, reward = outcome.obs, outcome.reward
-    right = isinstance(obs, np.ndarray) and obs.dtype == np.float64 and obs.shape == shape
-    if not (right and math.isfinite(obs.dot(obs))):
-        obs = _numbers("the observation", obs, shape)
-    if not (isinstance(reward, float) and math.isfinite(reward)):
+    obs, reward = _numbers("the observation", outcome.obs, shape), outcome.reward
+    if not (isinstance(reward, float) and math.isfinite(reward)):  # the usual one is quick
         reward = _numbers("the reward", reward, ())
     return obs, reward, flags
 
@@ -205,8 +201,9 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape != shape:
         cause = "a size that changes between tasks or steps, or a space that was declared wrongly"
         raise _RefusedError(f"{name} has the shape {array.shape}, expected {shape}", cause)
-    with np.errstate(over="ignore"):  # what overflows is refused below
-        array = array.astype(np.float64, copy=False)
+    if array.dtype != np.float64:
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            array = array.astype(np.float64)
     finite = np.isfinite(array)
     if not finite.all():
         where = "".join(f"[{i}]" for i in np.argwhere(~finite)[0])

@@ -26,7 +26,7 @@ INSTALL = {
     "metaworld": "pip install --no-deps metaworld==3.1.1",
     "dm_control": "pip install dm_control==1.0.50 shimmy==2.0.1",
     "shimmy": "pip install shimmy==2.0.1",
-    "gymnasium_robotics": "pip install Gymnasium-Robotics==1.4.2",
+    "gymnasium_robotics": "pip install gymnasium_robotics==1.4.2",
 }
 """How to install the versions that are known here, by the name of the package."""
 

@@ -117,11 +117,14 @@ class Subject:
         with opened(family, tasks, self.episodes) as simulators:
             return record(simulators, actions, self.seed)
 
-    def play(self, task: Task, copies: int) -> Recording:
-        """One task alone; equal arguments, equal starts and actions."""
+    def play(self, task: Task, copies: int, beside: Task | None = None) -> Recording:
+        """One task; equal starts and actions for all. Another may be played by turns with it."""
         actions = explore(self.family, self.steps, 1, copies, self.seed)
         with opened(self.family, [task], copies) as simulators:
-            return record(simulators, actions, self.seed)
+            if beside is None:
+                return record(simulators, actions, self.seed)
+            with opened(self.family, [beside], copies) as others:
+                return record(simulators, actions, self.seed, beside=others)
 
     def reference(self, task: Task, copies: int) -> Recording:
         """``play``, kept because many are compared with it."""

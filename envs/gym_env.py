@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -80,11 +81,13 @@ class TaskEnv:
         before = 0.0 if data is None else data.time
         obs, reward, terminated, truncated, info = self.env.step(self.action.to_env(action))
         self._note_success(info, bool(terminated) or bool(truncated))
-        if (data := self._data()) is not None and _blew_up(data, before):
-            return Outcome(np.zeros(self.observation.size), 0.0, False, False, True, False)
-        row, succeeded = self.observation.flatten(obs), self._succeeded
+        row = self.observation.flatten(obs)
+        if (data := self._data()) is not None and (
+            _was_reset(data, before) or (_odd(row, reward) and _is_void(data))
+        ):
+            return Outcome(row, 0.0, False, False, True, False)
         # What the rest is, bool or not, is checked where all rows meet.
-        return Outcome(row, cast(float, reward), terminated, truncated, False, succeeded)
+        return Outcome(row, cast(float, reward), terminated, truncated, False, self._succeeded)
 
     def look(self) -> tuple[Any, Any] | np.ndarray | None:
         """MuJoCo's model and data, or pixels ``[height, width, 3]``, or None: nothing to see."""
@@ -212,13 +215,22 @@ def _about(family: GymTasks) -> Iterator[None]:
         raise TaskError(f"{family.name}: {family.env_id!r}: {error}") from error
 
 
-def _blew_up(data: Any, time_before: float) -> bool:
+def _was_reset(data: Any, time_before: float) -> bool:
     """Whether MuJoCo has reset what blew up, which looks healthy afterwards.
 
     Its counters tell, or its clock where an environment has cleared them.
     """
-    if data.warning.number[UNSTABLE].any() or data.time < time_before:
-        return True
+    counts = data.warning.number
+    return any(counts[i] for i in UNSTABLE) or data.time < time_before
+
+
+def _odd(row: np.ndarray, reward: Any) -> bool:
+    """Whether something may not be finite: a quick look, in each step of each row."""
+    return not (math.isfinite(row @ row) and math.isfinite(reward or 0.0))
+
+
+def _is_void(data: Any) -> bool:
+    """Whether a simulation has blown up in its last physics step, which MuJoCo sees a step late."""
     return not (np.isfinite(data.qpos).all() and np.isfinite(data.qvel).all())
 
 

@@ -123,10 +123,8 @@ class Attributes:
         arrays = {name: _array(nominal) for name, nominal in self._nominal.items()}
         for param_name, param, name, index in self._changes:
             # Parameters of one attribute compose, as those of one field of a model do.
-            at = index or ...
-            arrays[name][at] = apply_op(param.op, arrays[name][at], np.array([values[param_name]]))[
-                0
-            ]
+            at, value = index or ..., np.array([values[param_name]])
+            arrays[name][at] = apply_op(param.op, arrays[name][at][None], value)[0]
         for param_name, _, name, _ in self._changes:
             value = _like(self._nominal[name], arrays[name])
             self._written[name] = np.array(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -155,9 +155,9 @@ class VectorTask:
 
     def _get(self, name: str) -> Any:
         """An attribute; of an environment that holds single ones, that of the first of them."""
-        holder, inner = self._holder(name), self.env.unwrapped
+        holder, inner = self._holder(name), cast(Any, self.env.unwrapped)
         if holder is None and hasattr(inner, "get_attr"):
-            return getattr(inner, "get_attr")(name)[0]  # noqa: B009 (not every VectorEnv has it)
+            return inner.get_attr(name)[0]
         return getattr(holder or inner, name)
 
     def _set(self, name: str, value: Any) -> None:
@@ -169,19 +169,16 @@ class VectorTask:
             setattr(holder, name, value)
 
     def _method(self, name: str) -> Callable[[Any], Any]:
-        inner: Any = self.env.unwrapped
-        try:
-            method = self._get(name)
-        except AttributeError:
-            method = None
-        if not callable(method):
+        """A method; whether single ones inside have it shows only when it is called."""
+        holder, inner = self._holder(name), cast(Any, self.env.unwrapped)
+        if holder is None and hasattr(inner, "call"):
+            return lambda value: inner.call(name, value)
+        if not callable(method := getattr(holder, name, None)):
             known = [n for n in dir(inner) if n[0] != "_" and callable(getattr(inner, n, None))]
             raise TaskError(
                 f"{self._family.name}: 'call:{name}': {self._owner} has no method {name!r}"
                 + hint(name, set(known) - set(dir(VectorEnv)))
             )
-        if self._holder(name) is None:
-            return lambda value: inner.call(name, value)
         return method
 
 

@@ -28,6 +28,7 @@ from envs.shapes import Structure, shape_of, structure
 _PATIENCE_S = 60.0
 _TRY = """
 import importlib, sys, mujoco
+mujoco.set_mju_user_warning(lambda *_: None)
 context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(8, 8)
 context.make_current()
 model = mujoco.MjModel.from_xml_string("<mujoco/>")

@@ -92,14 +92,25 @@ def explore(family: TaskDistribution, steps: int, tasks: int, copies: int, seed:
 
 
 def record(
-    simulators: VectorTasks, actions: np.ndarray, seed: int, spoil: bool = False
+    simulators: VectorTasks,
+    actions: np.ndarray,
+    seed: int,
+    spoil: bool = False,
+    beside: VectorTasks | None = None,
 ) -> Recording:
     """Reset with ``seed`` and play ``actions [H, T, E, A]``.
 
-    With ``spoil`` all that is handed out, and the actions, are written over at once.
+    Args:
+        simulators: What is played in.
+        actions: Of each step.
+        seed: Of the reset.
+        spoil: Whether all that is handed out, and the actions, are written over at once.
+        beside: Simulators of the same size that are reset and stepped by turns with these.
     """
     lead = actions.shape[1:3]
     first = simulators.reset(seed)
+    if beside is not None:
+        beside.reset(seed)
     given = [("the observation", 0, first)]
     kept, diverged = [first.copy()], [np.array(simulators.diverged)]
     started = time.perf_counter()
@@ -111,6 +122,8 @@ def record(
             given.append((name, step, part))
             kept.append(part.copy())
         diverged.append(np.array(simulators.diverged))
+        if beside is not None:
+            beside.step(action.copy())
         if spoil:
             action[...] = np.nan
             for part in parts:

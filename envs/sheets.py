@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from envs.param import TaskError
+
 _PAPER, _INK, _PALE = (255, 255, 255), (40, 44, 52), (228, 231, 235)
 _GROUND = (247, 248, 250)
 _START, _GOAL, _POINT, _TRAIL = (150, 155, 163), (214, 69, 65), (31, 97, 171), (140, 178, 217)
@@ -29,7 +31,7 @@ def side_by_side(
     """
     shapes = {np.shape(frame) for frame in frames}
     if len(shapes) != 1 or columns < 1 or len(labels) not in (0, len(frames)):
-        raise ValueError(
+        raise TaskError(
             f"{len(frames)} frames of shapes {sorted(shapes)} with {len(labels)} labels in "
             f"{columns} columns: expected frames of one shape, and a label for each or none"
         )

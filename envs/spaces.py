@@ -6,6 +6,7 @@ gymnasium's own order; Dict and Tuple spaces nest them. All functions also take 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,11 +39,11 @@ class _Leaf:
     space: Space
     where: slice
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         return self.space.shape or ()
 
-    @property
+    @functools.cached_property
     def options(self) -> tuple[np.ndarray, np.ndarray] | None:
         """How many values each entry can take and the first of them, of a discrete space."""
         if isinstance(self.space, Discrete):
@@ -226,12 +227,15 @@ class ActionMap(SpaceMap):
         numbers = row[..., leaf.where]
         if leaf.options is not None:
             counts, start = leaf.options
-            scores = np.split(numbers, np.cumsum(counts)[:-1], axis=-1)
+            ends = np.cumsum(counts).tolist()
+            scores = [numbers[..., end - n : end] for n, end in zip(counts, ends, strict=True)]
             numbers = np.stack([score.argmax(axis=-1) for score in scores], axis=-1) + start
         elif isinstance(leaf.space, MultiBinary):
             numbers = numbers > 0
         else:
-            numbers = np.clip(numbers, self.low[leaf.where], self.high[leaf.where])
+            # Several times as fast as np.clip, which every step of every row would pay for.
+            low, high = self.low[leaf.where], self.high[leaf.where]
+            numbers = np.minimum(np.maximum(numbers, low), high)
             if leaf.space.dtype is not None and leaf.space.dtype.kind != "f":
                 numbers = np.rint(numbers)
         part = numbers.reshape((*lead, *leaf.shape)).astype(leaf.space.dtype)

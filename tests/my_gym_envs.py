@@ -79,10 +79,10 @@ class Resizes(Fragile):
 class Forgets(Fragile):
     """An environment whose reset draws its parameter anew."""
 
-    def reset(self, **given: Any) -> tuple[Any, dict]:
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         """Overwrite the task."""
         self.life = 7
-        return super().reset(**given)
+        return super().reset(seed=seed, options=options)
 
 
 class Goal(gymnasium.Env):

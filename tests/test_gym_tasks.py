@@ -18,10 +18,10 @@ from pydantic import TypeAdapter
 
 from agent.policy import GaussianMlp, PolicyConfig
 from agent.rollout import TaskBatch
-from envs.gym_tasks import GymTasks, GymVectorTasks
+from envs.gym_tasks import GymTasks
 from envs.half_cheetah import HalfCheetah
 from envs.rows import RowError
-from envs.task import Param, Task, TaskError
+from envs.task import Param, Task, TaskError, VectorTasks
 from tests.my_gym_envs import Fragile
 
 ROOT = Path(__file__).parent.parent
@@ -45,11 +45,11 @@ def task(**values: float) -> Task:
     return Task("test", values)
 
 
-def zeros(sims: GymVectorTasks, size: int = 2) -> np.ndarray:
+def zeros(sims: VectorTasks, size: int = 2) -> np.ndarray:
     return np.zeros((len(sims.tasks), sims.copies, size))
 
 
-def play(sims: GymVectorTasks, steps: int, size: int = 2) -> list[np.ndarray]:
+def play(sims: VectorTasks, steps: int, size: int = 2) -> list[np.ndarray]:
     """Observations, rewards, terminated and truncated of some steps of action 0, each [H, T, E]."""
     results = [sims.step(zeros(sims, size)) for _ in range(steps)]
     return [np.stack(column) for column in zip(*results, strict=True)]
@@ -239,13 +239,11 @@ def test_what_is_not_finite_is_an_error_that_says_where(how: str, what: str):
 
 def test_a_start_that_is_not_finite_is_an_error_that_says_where():
     sims = lives().open([task(life=5.0), task(life=0.0)], 1)
-    with pytest.raises(
-        RowError, match=r"row 1 .*'life 0'\), step 0 \(reset\), seed .* is nan"
-    ):
+    with pytest.raises(RowError, match=r"row 1 .*'life 0'\), step 0 \(reset\), seed .* is nan"):
         sims.reset(seed=0)
 
 
-def blow_up(env_id: str, after: int) -> GymVectorTasks:
+def blow_up(env_id: str, after: int) -> VectorTasks:
     """Two simulations, of which the second blows up in the step that follows."""
     sims = gym_tasks(env_id).open([task()], 2)
     sims.reset(seed=0)

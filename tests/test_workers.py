@@ -246,7 +246,7 @@ def test_a_fault_is_one_error_that_names_the_row(fault: str):
 
 @pytest.mark.parametrize("fault", ENDS_THE_PROCESS)
 def test_a_process_that_ends_or_hangs_is_one_error_too(fault: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workers, "GRACE_S", 0.5)
+    monkeypatch.setattr(workers, "GRACE_S", 0.5 if fault == "hangs, deaf to SIGTERM" else 3.0)
     rows = in_workers(counters(4, fault))
     members = pids(rows)
     rows.reset([10, 11, 12, 13])
