@@ -59,6 +59,7 @@ _TASKS: tuple[Check, ...] = (
 _USE: tuple[Check, ...] = (
     given_away,
     check_episodes.reward,
+    check_gym.success_key,
     check_episodes.success,
     check_episodes.early_ends,
     check_episodes.stability,

@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envs.finding import Finding, Subject, failed, ok, skipped, warning
 from envs.gym_env import TaskEnv
+from envs.gym_make import hint
 from envs.gym_tasks import GymTasks
 from envs.recording import explore
 from envs.rows import SerialRows
@@ -90,6 +91,26 @@ def _over_another(subject: Subject, family: GymTasks, one: Task, other: Task) ->
             "depends on the parameters anew",
         )
     return None
+
+
+def success_key(subject: Subject) -> Finding:
+    """The entry of ``info`` that is named to tell of success is there."""
+    family = subject.family
+    if not isinstance(family, GymTasks) or family.vectorized or family.success_key is None:
+        return skipped("no success_key is given")
+    with contextlib.closing(family.make(subject.tasks[0].values)) as env:
+        known = set(env.env.reset(seed=subject.seed)[1])
+        for action in explore(family, subject.steps, 1, 1, subject.seed)[:, 0, 0]:
+            _, _, terminated, truncated, info = env.env.step(env.action.to_env(action))
+            known |= info.keys()
+            if terminated or truncated:
+                break
+    if family.success_key not in known:
+        return failed(
+            f"{family.success_key!r} is not in the info of reset() and {subject.steps} steps",
+            f"success_key names an entry of info{hint(family.success_key, known)}",
+        )
+    return ok(f"{family.success_key!r} is in info")
 
 
 def _played(rows: SerialRows, subject: Subject) -> np.ndarray:

@@ -92,7 +92,7 @@ class TaskEnv:
     def look(self) -> tuple[Any, Any] | np.ndarray | None:
         """MuJoCo's model and data, or pixels ``[height, width, 3]``, or None: nothing to see."""
         if (data := self._data()) is not None:
-            return self.env.unwrapped.model, data
+            return self._inner.model, data
         return np.asarray(self.env.render()) if self.env.render_mode == "rgb_array" else None
 
     def close(self) -> None:
@@ -108,19 +108,19 @@ class TaskEnv:
         family = self._family
         self.env: gymnasium.Env = make_env(family, passed(family.params, self._values, "kwarg"))
         """The environment, in its wrappers."""
-        self._owner = type(self.env.unwrapped).__name__
+        self._inner: Any = self.env.unwrapped  # asked in every step, through all wrappers
+        self._owner = type(self._inner).__name__
         self._succeeded, self._keys = False, set[str]()
         with ExitStack() as undo:
             undo.callback(self.env.close)
             with _about(family):
                 self.observation = ObservationMap(self.env.observation_space)
                 self.action = ActionMap(self.env.action_space, family.action_limits)
-            inner = self.env.unwrapped
             access = Access(
                 self._owner,
                 self.env.get_wrapper_attr,
                 self.env.set_wrapper_attr,
-                lambda: numbers_of(inner),
+                lambda: numbers_of(self._inner),
             )
             self._attributes = Attributes(family.name, family.params, access)
             self._nominal = copy.copy(self._model()) if family.model_params else None
@@ -171,7 +171,7 @@ class TaskEnv:
         if not self.env.has_wrapper_attr(name) or not callable(
             method := self.env.get_wrapper_attr(name)
         ):
-            inner = self.env.unwrapped
+            inner = self._inner
             known = [n for n in dir(inner) if n[0] != "_" and callable(getattr(inner, n, None))]
             raise TaskError(
                 f"{self._family.name}: 'call:{name}': {self._owner} has no method {name!r}"
@@ -180,7 +180,7 @@ class TaskEnv:
         return method
 
     def _model(self) -> mujoco.MjModel:
-        model = getattr(self.env.unwrapped, "model", None)
+        model = getattr(self._inner, "model", None)
         if not isinstance(model, mujoco.MjModel):
             name = next(iter(self._family.model_params))
             raise TaskError(
@@ -190,7 +190,7 @@ class TaskEnv:
 
     def _data(self) -> Any:
         """The environment's MuJoCo data; None where it has none."""
-        data = getattr(self.env.unwrapped, "data", None)
+        data = getattr(self._inner, "data", None)
         return data if isinstance(data, mujoco.MjData) else None
 
     def _note_success(self, info: Mapping[str, Any], ended: bool) -> None:
@@ -226,7 +226,8 @@ def _was_reset(data: Any, time_before: float) -> bool:
 
 def _odd(row: np.ndarray, reward: Any) -> bool:
     """Whether something may not be finite: a quick look, in each step of each row."""
-    return not (math.isfinite(row @ row) and math.isfinite(reward or 0.0))
+    number = reward if isinstance(reward, float | np.floating) else 0.0
+    return not (math.isfinite(row @ row) and math.isfinite(number))
 
 
 def _is_void(data: Any) -> bool:

@@ -163,10 +163,10 @@ class GymTasks(TaskDistribution):
         return GymVectorTasks(self, tasks, copies)
 
     def _any_task(self) -> TaskEnv | VectorTask:
-        values = {
-            name: param.draw(np.random.default_rng(0)) if param.neutral is None else param.neutral
-            for name, param in self.params.items()
-        }
+        values = {}
+        for name, param in self.params.items():
+            first = param.choices[0] if param.choices else param.low
+            values[name] = float((first or 0.0) if param.neutral is None else param.neutral)
         return VectorTask(self, values, 1) if self.vectorized else TaskEnv(self, values)
 
     def _check_spaces(self, env: TaskEnv | VectorTask) -> None:

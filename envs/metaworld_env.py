@@ -46,8 +46,8 @@ ENVIRONMENTS = {
         """.split()
     )
 }
-"""Meta-World's 50 environments in its order (a task names one by its place, from 0 on), and how many
-numbers a ``rand_vec`` of each has."""
+"""Meta-World's 50 environments, in its order (a task names one by its place, from 0 on), and how
+many numbers a ``rand_vec`` of each has."""
 
 # A reset asks twice for the rand_vec, and without end if its object and its goal are too close.
 _MOST_QUESTIONS = 1_000
@@ -87,6 +87,10 @@ class MetaWorldEnv:
         # MuJoCo resets what blew up; it looks healthy afterwards but for its counters and clock.
         diverged = bool(data.warning.number[UNSTABLE].any()) or data.time < before
         return Outcome(obs, float(reward), terminated, truncated, diverged, self._succeeded)
+
+    def look(self) -> tuple[Any, Any]:
+        """MuJoCo's model and data, for a camera."""
+        return self.env.model, self.env.data
 
     def close(self) -> None:
         """Close the environment."""

@@ -119,6 +119,7 @@ class Navigation(Points):
 
     GOAL = ("angle",)
     SIMULATORS = NavigationTasks
+    PARAMS: ClassVar[Settings] = {"angle": {"to": "attr:angle", "low": 0.0, "high": 2.0 * np.pi}}
 
     radius: Annotated[Finite, Field(gt=0)] = 1.0
     """Distance of the goals from the start."""

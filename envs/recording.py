@@ -165,14 +165,14 @@ def changes(one: Recording, other: Recording, columns: int | None = None) -> dic
     seen = np.concatenate([np.ones_like(running[:1]), running])
     flags = (one.terminated != other.terminated) | (one.truncated != other.truncated)
     gaps = {
-        "observation": _gap(one.obs[..., :columns], other.obs[..., :columns]).max(axis=-1) * seen,
-        "reward": _from_step_1(_gap(one.reward, other.reward) * running),
-        "end": ((one.diverged != other.diverged) | _from_step_1(flags)) & seen,
+        "observation": (_gap(one.obs[..., :columns], other.obs[..., :columns]).max(axis=-1), seen),
+        "reward": (_from_step_1(_gap(one.reward, other.reward)), _from_step_1(running)),
+        "end": ((one.diverged != other.diverged) | _from_step_1(flags), seen),
     }
     return {
-        what: Change(int(np.argwhere(gap > 0)[0, 0]), float(gap.max()))
-        for what, gap in gaps.items()
-        if (gap > 0).any()
+        what: Change(int(np.argwhere((gap > 0) & where)[0, 0]), float(gap[where].max()))
+        for what, (gap, where) in gaps.items()
+        if (gap[where] > 0).any()
     }
 
 

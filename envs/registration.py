@@ -10,7 +10,13 @@ import re
 
 import gymnasium
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "envs.navigation": (
+        "Navigation",
+        "NavigationSquare",
+        "NavigationSparse",
+        "NavigationCorners",
+    ),
     "envs.half_cheetah": (
         "HalfCheetahDir",
         "HalfCheetahVel",
@@ -18,9 +24,24 @@ FAMILIES = {
         "HalfCheetahBody",
         "HalfCheetahSensors",
     ),
+    "envs.ant": ("AntDir", "AntAngle", "AntVel", "AntLegs", "AntBody"),
+    "envs.ant_goals": ("AntGoal",),
+    "envs.walkers": (
+        "HopperParams",
+        "HopperVel",
+        "HopperBody",
+        "Walker2dParams",
+        "Walker2dVel",
+        "Walker2dBody",
+    ),
+    "envs.humanoid": ("HumanoidDir",),
+    "envs.swimmer": ("SwimmerVel",),
+    "envs.reacher": ("ReacherGoal", "ReacherReversed", "ReacherPayload"),
 }
-"""Classes by module. The robots of ``RK4_MODULES`` have a Fast id each as well."""
-RK4_MODULES: tuple[str, ...] = ()
+"""Classes by module."""
+_RK4 = ("ant", "ant_goals", "walkers", "humanoid", "swimmer", "reacher")
+RK4_MODULES = tuple(f"envs.{name}" for name in _RK4)
+"""Robots whose models ask for RK4; each of their families has a Fast id (implicitfast) as well."""
 
 
 def snake_case(name: str) -> str:

@@ -132,7 +132,7 @@ def _meet_box(o: Vector, d: Ray, size: Vector) -> np.ndarray:
     for k in range(3):
         middle, half = -o[k] / d[k], np.abs(size[k] / d[k])
         enter, leave = np.maximum(enter, middle - half), np.minimum(leave, middle + half)
-    return enter
+    return np.where(enter <= leave, enter, np.inf)
 
 
 def _meet_plane(o: Vector, d: Ray, size: Vector) -> np.ndarray:

@@ -27,10 +27,17 @@ def complete(variants: Settings, params: Settings, given: Any) -> ArgsKwargs:
     return ArgsKwargs((), settings)
 
 
-def _merged(variant: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Both; where both are mappings (parameters, by name), their union; else what is given."""
-    merged = dict(variant) | dict(given)
-    for key in variant.keys() & given.keys():
-        if isinstance(variant[key], Mapping) and isinstance(given[key], Mapping):
-            merged[key] = _merged(variant[key], given[key])
-    return merged
+    merged = dict(base) | dict(given)
+    for key in base.keys() & given.keys():
+        if isinstance(base[key], Mapping) and isinstance(given[key], Mapping):
+            merged[key] = _merged(base[key], given[key])
+    # A parameter has a range or choices; to give the one means not to want the other's default.
+    if "choices" in given:
+        unwanted = {"low", "high", "log", "ood"}
+    elif "choices" in base and {"low", "high"} & given.keys():
+        unwanted = {"choices", "ood"}
+    else:
+        unwanted = set()
+    return {key: value for key, value in merged.items() if key in given or key not in unwanted}

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -62,6 +63,7 @@ FAULTS: dict[str, Callable[[Outcome], Any]] = {
     "hangs": lambda _: sleep(600),
     "hangs, deaf to SIGTERM": lambda _: sleep(600, signal.SIGTERM),
     "is slow": lambda outcome: sleep(0.5) or outcome,
+    "leaves a note": lambda _: Path(os.environ["NOTE"]).touch(),
     "NaN observation": lambda outcome: outcome._replace(obs=np.array([1.0, np.nan, 1.0])),
     "infinite reward": lambda outcome: outcome._replace(reward=-np.inf),
     "overflow": lambda outcome: outcome._replace(obs=np.full(OBS, "1e400", dtype=np.longdouble)),

@@ -74,8 +74,7 @@ def test_observations_are_copies():
 def test_it_takes_just_the_angle():
     with pytest.raises(ValueError, match=r"params must be just 'angle', got \['angle', 'wind'\]"):
         Navigation(name="nav", params={"angle": ANGLE, "wind": ANGLE})
-    with pytest.raises(ValueError, match=r"got \[\]"):
-        Navigation(name="nav")
+    assert Navigation(name="nav").params["angle"].high == 2.0 * math.pi  # unless given
 
 
 def square(**settings: Any) -> NavigationSquare:

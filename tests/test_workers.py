@@ -331,7 +331,7 @@ def test_an_answer_to_an_earlier_question_is_never_read():
 
 
 def test_close_ends_everything_whatever_the_environments_do(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(workers, "GRACE_S", 0.5)
     for fault in ("raises", "hangs, deaf to SIGTERM", "os._exit"):
@@ -342,6 +342,9 @@ def test_close_ends_everything_whatever_the_environments_do(
         assert time.monotonic() - started < 3.0 and all(ended(pid) for pid in members)
         with pytest.raises(TaskError, match="closed: open new ones"):
             rows.reset([0] * 4)
+    monkeypatch.setenv("NOTE", str(tmp_path / "note"))
+    in_workers(counters(4, "leaves a note", CLOSE)).close()
+    assert (tmp_path / "note").exists()
     there = serial(counters(4, "raises", CLOSE))
     envs: list[Any] = list(there.envs)
     with caplog.at_level(logging.WARNING):
