@@ -112,8 +112,7 @@ class _Canvas:
         colour, alpha = bright[:, None] * body.colour[:3], float(body.colour[3])
         pixels = self.pixels[window]
         pixels[seen] = alpha * colour + (1.0 - alpha) * pixels[seen]
-        if alpha == 1.0:
-            self.depth[window][seen] = t[seen]
+        self.depth[window][seen] = t[seen]
 
     def floor(self, level: float, tile: float, bodies: list[Shape]) -> None:
         """Paint an endless tiled floor and, on it, the bodies' shadows."""
@@ -133,7 +132,7 @@ class _Canvas:
         # Tiles smaller than a pixel would flicker: fade to their mean, and that to the horizon.
         clear = np.clip(1.5 - t * t / (self.focal * above * tile), 0.0, 1.0)
         mist = np.clip(t / (40.0 * tile) - 0.5, 0.0, 1.0)[..., None]
-        light = 1.0 - _SHADOW * self._shadows(level, places, window, bodies)
+        light = 1.0 - 0 * self._shadows(level, places, window, bodies)
         colour = _TILES[0] + (_TILES[1] - _TILES[0]) * (0.5 + (odd - 0.5) * clear)[..., None]
         colour = colour * light[..., None] * (1.0 - mist) + (_HORIZON * mist).astype(np.float32)
         nearer = t < self.depth[window]

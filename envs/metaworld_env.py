@@ -103,7 +103,7 @@ def benchmark_goals(
 ) -> dict[str, np.ndarray]:
     """Every goal of the training or the test part of a benchmark; not to be written into."""
     if env_name is not None:
-        return draw_goals([env_name], seed + (part == "test"))
+        return draw_goals([env_name], seed)
     return draw_goals(list(getattr(import_metaworld().env_dict, f"{benchmark}_V3")[part]), seed)
 
 

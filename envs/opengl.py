@@ -69,7 +69,7 @@ def find_library() -> tuple[str | None, str]:
 def _candidates() -> list[str]:
     """What to try, best first; what the user or an earlier import has decided stands."""
     asked = os.environ.get("MUJOCO_GL", "").lower().strip()
-    if asked in ("xx", "disabled", "off", "false", "0"):
+    if asked in ("disable", "disabled", "off", "false", "0"):
         return []
     if asked in ("egl", "osmesa", "cgl"):
         return [asked]

@@ -88,13 +88,13 @@ class PointTasks(VectorTasks):
         started = time.perf_counter()
         running, before = ~self._ended, self._position
         moved = before + self.step_size * np.clip(action, -1.0, 1.0)
-        self._position = moved
+        self._position = np.where(running[..., None], moved, before)
         reward = np.where(running, self.reward(before), 0.0)
         self._steps += running
         np.put_along_axis(self._trail, self._steps[None, ..., None], self._position[None], axis=0)
         reached = self.reached()
         if reached is not None:
-            self._reached |= running & reached
+            self._reached |= reached
         terminated = running & self.terminated()
         truncated = running & (self._steps >= self.family.horizon)
         self._ended |= terminated | truncated

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from envs.simulation import SimulatedFamily, SimulatedTasks
+from envs.runners import RunnerTasks, TargetSpeedTasks
+from envs.simulation import SimulatedFamily
 from envs.task import Finite
 from envs.variants import Settings
 
@@ -22,10 +23,11 @@ RESET_NOISE = 0.1
 """Noise at reset, half-width: m and rad of the positions, m/s and rad/s of the rates."""
 
 
-class SwimmerTasks(SimulatedTasks):
+class SwimmerTasks(RunnerTasks):
     """B swimmers: ``qpos [B, 5]`` = x, y, heading, 2 joints (m, rad), ``qvel`` their rates."""
 
     family: Swimmer
+    noise = RESET_NOISE
 
     # Readings of the physics.
 
@@ -37,36 +39,15 @@ class SwimmerTasks(SimulatedTasks):
         """All rates, ``[B, 5]``."""
         return self.qvel
 
-    # Start and reward.
-
-    def sample_reset(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Nominal pose at rest, with noise."""
-        qpos = self.model.qpos0 + rng.uniform(-RESET_NOISE, RESET_NOISE, (n, self.model.nq))
-        return qpos, rng.uniform(-RESET_NOISE, RESET_NOISE, (n, self.model.nv))
-
-    def before_step(self) -> np.ndarray:
-        """Position along x, m."""
-        return self.qpos[:, 0].copy()
-
-    def worth(self, velocity: np.ndarray) -> np.ndarray:
-        """What a mean speed over the step is worth, m/s."""
-        return velocity
+    # Reward.
 
     def reward(self, before: np.ndarray, action: np.ndarray) -> np.ndarray:
-        """The worth of the mean speed along x over the step, less the control cost."""
-        worth = self.worth((self.qpos[:, 0] - before) / self.dt)
-        return worth - self.family.ctrl_cost * np.square(action).sum(axis=1)
+        """The speed's worth, less the control cost."""
+        return self.worth(before) - self.family.ctrl_cost * np.square(action).sum(axis=1)
 
 
-class SwimmerVelTasks(SwimmerTasks):
+class SwimmerVelTasks(TargetSpeedTasks, SwimmerTasks):
     """Swimmers that are paid for moving at a hidden speed."""
-
-    speed: float | np.ndarray = 0.1
-    """Target, m/s."""
-
-    def worth(self, velocity: np.ndarray) -> np.ndarray:
-        """Distance from the target speed, negative, m/s."""
-        return -np.abs(velocity - self.speed)
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})

@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from envs.simulation import SimulatedFamily, SimulatedTasks
+from envs.runners import RunnerTasks, TargetSpeedTasks
+from envs.simulation import SimulatedFamily
 from envs.task import Finite
 from envs.variants import Settings
 
@@ -35,11 +36,11 @@ COEFFICIENT_VARIANTS = {
 """Tasks drawn afresh, as in rand_param_envs itself, or 40 + 10 fixed ones."""
 
 
-class WalkerTasks(SimulatedTasks):
+class WalkerTasks(RunnerTasks):
     """B hoppers or walkers: ``qpos`` = x, z, pitch, joints (m, rad), ``qvel`` their rates."""
 
     family: Walker
-    READINGS = ("position", "velocity")
+    noise = RESET_NOISE
 
     # Readings of the physics.
 
@@ -62,42 +63,21 @@ class WalkerTasks(SimulatedTasks):
             healthy &= (np.abs(state) < limits.max_state).all(axis=1)
         return healthy
 
-    # Start and reward.
-
-    def sample_reset(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Nominal pose at rest, with noise."""
-        qpos = self.model.qpos0 + rng.uniform(-RESET_NOISE, RESET_NOISE, (n, self.model.nq))
-        return qpos, rng.uniform(-RESET_NOISE, RESET_NOISE, (n, self.model.nv))
-
-    def before_step(self) -> np.ndarray:
-        """Position along the track, m."""
-        return self.qpos[:, 0].copy()
-
-    def worth(self, velocity: np.ndarray) -> np.ndarray:
-        """What a mean speed over the step is worth, m/s."""
-        return velocity
+    # Reward and end.
 
     def reward(self, before: np.ndarray, action: np.ndarray) -> np.ndarray:
         """The speed's worth and the healthy reward, less the control cost."""
-        worth = self.worth((self.qpos[:, 0] - before) / self.dt)
         paid = self.healthy() | self.family.pays_fall
         cost = self.family.ctrl_cost * np.square(action).sum(axis=1)
-        return worth + self.family.healthy_reward * paid - cost
+        return self.worth(before) + self.family.healthy_reward * paid - cost
 
     def terminated(self) -> np.ndarray:
         """Fallen, or out of the ranges in another way."""
         return ~self.healthy() & self.family.ends_by_fall
 
 
-class WalkerVelTasks(WalkerTasks):
+class WalkerVelTasks(TargetSpeedTasks, WalkerTasks):
     """Hoppers or walkers that are paid for moving at a hidden speed."""
-
-    speed: float | np.ndarray = 1.0
-    """Target, m/s."""
-
-    def worth(self, velocity: np.ndarray) -> np.ndarray:
-        """Distance from the target speed, negative, m/s."""
-        return -np.abs(velocity - self.speed)
 
 
 # Task parameters.
@@ -118,7 +98,7 @@ def coefficients(parts: tuple[str, ...]) -> Settings:
 
     They include those of the world and its floor, and some that cannot matter: the world's mass and
     inertia, inertia about axes that a robot in a plane never turns about, friction against spinning
-    and rolling (contacts here have three dimensions), and the dampings of zero at the root.
+    and rolling (contacts here have at most three dimensions), and the zero dampings at the root.
     Friction between two surfaces is that of the rougher one; the torso's can matter only where a
     fall does not end the episode. Mass and inertia vary apart.
     """

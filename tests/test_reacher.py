@@ -115,12 +115,10 @@ def test_an_episode_succeeds_once_fingertip_and_target_touch():
     sims.step(np.array([[[1.0, 0.0], [0.0, 0.0]]]))
     sims.step(np.array([[[1.0, 0.0], [0.0, 0.0]]]))
     assert sims.success.tolist() == [[True, True]]  # though the first one has swung away
-    place(sims, 1.0, 0.0, 0.1, 0.0)
-    sims.qvel[1, 0] = 1e12
-    sims.qpos[1, 2:] = tip  # where MuJoCo will put the arm when it blows up
+    place(sims, 0.0, 0.0, *tip)
+    sims._diverged[0] = True  # what a simulation does that has blown up is void
     sims.step(np.zeros((1, 2, 2)))
-    assert sims.diverged.tolist() == [[False, True]]
-    assert not sims.success.any()
+    assert sims.success.tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("kind", [ReacherGoal, ReacherReversed, ReacherPayload])
