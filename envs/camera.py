@@ -106,6 +106,8 @@ class Camera:
             if isinstance(seen, np.ndarray):
                 return fit(seen, self.width, self.height)
             return self.frame(*seen)
+        except opengl.NoOpenGlError:  # asked for and not there: that is no mishap
+            raise
         except Exception as error:  # an environment's render() may raise anything
             _say_once(f"no picture: {type(error).__name__}: {error}")
             return card(f"no picture: {error}"[:200], self.width, self.height)

@@ -132,7 +132,7 @@ class _Canvas:
         # Tiles smaller than a pixel would flicker: fade to their mean, and that to the horizon.
         clear = np.clip(1.5 - t * t / (self.focal * above * tile), 0.0, 1.0)
         mist = np.clip(t / (40.0 * tile) - 0.5, 0.0, 1.0)[..., None]
-        light = 1.0 - 0 * self._shadows(level, places, window, bodies)
+        light = 1.0 - _SHADOW * self._shadows(level, places, window, bodies)
         colour = _TILES[0] + (_TILES[1] - _TILES[0]) * (0.5 + (odd - 0.5) * clear)[..., None]
         colour = colour * light[..., None] * (1.0 - mist) + (_HORIZON * mist).astype(np.float32)
         nearer = t < self.depth[window]

@@ -94,12 +94,14 @@ class MetaWorld(TaskDistribution):
             )
         if self.pool:
             raise ValueError("pool: Meta-World's goals are fixed sets; see heldout_goals")
+        own, reserved = _own_params(self.env_name), _own_params(None)
         for name, param in self.params.items():
-            if name in _own_params(None) or any(
-                target.partition(":")[0] not in ("action", "obs") for target in param.targets
-            ):
+            if name in own and param == own[name]:
+                continue  # dataclasses.replace() hands them back
+            kinds = {target.partition(":")[0] for target in param.targets}
+            if name in reserved or not kinds <= {"action", "obs"}:
                 raise ValueError(f"params.{name}: only action: and obs: targets can be added")
-        self.params = _own_params(self.env_name) | self.params
+        self.params = own | self.params
 
     @staticmethod
     def missing() -> str:

@@ -71,22 +71,19 @@ class MetaWorldEnv:
     ) -> None:
         self.env = _make(name, shared, lambda low, high: np.array(rand_vec), rewards)
         """Meta-World's own environment."""
-        self._succeeded = False
 
     def reset(self, seed: int) -> np.ndarray:
         """Start an episode; there is nothing to seed, for the goal alone gives its start."""
-        self._succeeded = False
         return self.env.reset()[0]
 
     def step(self, action: np.ndarray) -> Outcome:
-        """One step; an episode has succeeded from the first step on that does."""
+        """One step; its success is that of this step."""
         data = self.env.data
         before = data.time
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self._succeeded |= bool(info["success"])
         # MuJoCo resets what blew up; it looks healthy afterwards but for its counters and clock.
         diverged = bool(data.warning.number[UNSTABLE].any()) or data.time < before
-        return Outcome(obs, float(reward), terminated, truncated, diverged, self._succeeded)
+        return Outcome(obs, float(reward), terminated, truncated, diverged, bool(info["success"]))
 
     def look(self) -> tuple[Any, Any]:
         """MuJoCo's model and data, for a camera."""
@@ -103,7 +100,7 @@ def benchmark_goals(
 ) -> dict[str, np.ndarray]:
     """Every goal of the training or the test part of a benchmark; not to be written into."""
     if env_name is not None:
-        return draw_goals([env_name], seed)
+        return draw_goals([env_name], seed + (part == "test"))
     return draw_goals(list(getattr(import_metaworld().env_dict, f"{benchmark}_V3")[part]), seed)
 
 

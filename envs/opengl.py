@@ -23,6 +23,7 @@ import mujoco
 import numpy as np
 
 from envs.drawer import sky
+from envs.param import TaskError
 from envs.shapes import Structure, shape_of, structure
 
 _PATIENCE_S = 60.0
@@ -39,7 +40,7 @@ context.free()
 _OFF = ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE")
 
 
-class NoOpenGlError(RuntimeError):
+class NoOpenGlError(TaskError):
     """No OpenGL that draws without a screen; the message says what was tried."""
 
 

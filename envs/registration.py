@@ -25,7 +25,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "HalfCheetahSensors",
     ),
     "envs.ant": ("AntDir", "AntAngle", "AntVel", "AntLegs", "AntBody"),
-    "envs.ant_goals": ("AntGoal",),
+    "envs.ant_goals": ("AntGoal", "AntSquare"),
     "envs.walkers": (
         "HopperParams",
         "HopperVel",

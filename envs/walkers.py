@@ -9,6 +9,7 @@ of them had .9).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -85,6 +86,9 @@ class WalkerVelTasks(TargetSpeedTasks, WalkerTasks):
 SPEED: Settings = {"speed": {"to": "attr:speed", "low": 0.0, "high": 3.0, "ood": [3.0, 4.0]}}
 HOPPER_PARTS = ("torso", "thigh", "leg", "foot")
 WALKER_PARTS = (*HOPPER_PARTS, "thigh_left", "leg_left", "foot_left")
+OUT_OF_REACH = ("torso", "thigh", "thigh_left")
+"""Parts too high to touch the floor before a fall ends the episode (the hopper's thigh: before the
+step on which it ends), so that their friction matters only where falls do not."""
 
 
 def _factor(base: float, to: str, can_matter: bool) -> dict[str, Any]:
@@ -99,8 +103,7 @@ def coefficients(parts: tuple[str, ...]) -> Settings:
     They include those of the world and its floor, and some that cannot matter: the world's mass and
     inertia, inertia about axes that a robot in a plane never turns about, friction against spinning
     and rolling (contacts here have at most three dimensions), and the zero dampings at the root.
-    Friction between two surfaces is that of the rougher one; the torso's can matter only where a
-    fall does not end the episode. Mass and inertia vary apart.
+    Friction between two surfaces is that of the rougher one. Mass and inertia vary apart.
     """
     found = {}
     for body in ("world", *parts):
@@ -111,7 +114,8 @@ def coefficients(parts: tuple[str, ...]) -> Settings:
     for surface, geom in {"floor": "floor", **{part: f"{part}_geom" for part in parts}}.items():
         for i, kind in enumerate(("slide", "spin", "roll")):
             to = f"geom_friction[{geom},{i}]"
-            found[f"friction_{surface}_{kind}"] = _factor(1.5, to, kind == "slide")
+            slides = kind == "slide" and surface not in OUT_OF_REACH
+            found[f"friction_{surface}_{kind}"] = _factor(1.5, to, slides)
     joints = [f"{part}_joint" for part in parts if part != "torso"]
     for joint in ("rootx", "rootz", "rooty", *joints):
         name = f"damping_{joint.removesuffix('_joint')}"
@@ -160,6 +164,15 @@ class Walker(SimulatedFamily):
     """Healthy only while pitch, joint angles and all rates are smaller, rad, m/s; None: any."""
 
     @model_validator(mode="after")
+    def _see_what_lies(self) -> Self:
+        """What was out of reach matters after all where a fall does not end the episode."""
+        for part in () if self.ends_by_fall else OUT_OF_REACH:
+            name = f"friction_{part}_slide"
+            if name in self.params:
+                self.params[name] = replace(self.params[name], inert=False)
+        return self
+
+    @model_validator(mode="after")
     def _check_heights(self) -> Self:
         if self.max_height is not None and self.min_height >= self.max_height:
             raise ValueError(
@@ -184,7 +197,7 @@ class Hopper(Walker):
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class HopperParams(Hopper):
-    """Hopper-RandParams: 41 coefficients of the physics, hidden; 16 of them can matter."""
+    """Hopper-RandParams: 41 coefficients of the physics, hidden; 14 of them can matter."""
 
     PARAMS: ClassVar[Settings] = coefficients(HOPPER_PARTS)
     VARIANTS: ClassVar[Settings] = COEFFICIENT_VARIANTS
@@ -222,7 +235,7 @@ class Walker2d(Walker):
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Walker2dParams(Walker2d):
-    """Walker2d-RandParams: 65 coefficients of the physics, hidden; 28 of them can matter."""
+    """Walker2d-RandParams: 65 coefficients of the physics, hidden; 25 of them can matter."""
 
     PARAMS: ClassVar[Settings] = coefficients(WALKER_PARTS)
     VARIANTS: ClassVar[Settings] = COEFFICIENT_VARIANTS

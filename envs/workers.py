@@ -1,9 +1,10 @@
 """Rows of Python environments in worker processes: as many as there are cores, faults contained.
 
 Each worker steps a chunk of consecutive rows, because a message between processes costs more than a
-step of most environments: with a process per environment (as gymnasium's AsyncVectorEnv has) each
-step of each environment pays for one and for being scheduled, with chunks a step of all rows costs
-one message per worker. Measured on 2 cores with 16 HalfCheetah-v5: MEASURED
+step of most environments. With a process per environment (gymnasium's AsyncVectorEnv) each step of
+each environment pays for one, and for being scheduled; with chunks a step of all rows costs one
+message per worker. Processor time per step of 16 HalfCheetah-v5 on 2 busy cores: 46 us in one
+process, 75 us with 2 workers, 375 us with 16, 238 us in AsyncVectorEnv.
 
 Observations, actions, rewards and flags are in shared memory, which has no name that could leak.
 Messages only say what to do and what went wrong; each carries a number, and an answer with another

@@ -24,6 +24,7 @@ class Fragile(gymnasium.Env):
         if life == 13:
             raise gymnasium.error.Error("13 is no life")
         self.life, self.how, self.steps, self.size = life, how, -1, np.array([1.0, 1.0])
+        self.alias = self.size
         self.fresh, self.pair, self.name, self.nothing = True, [1, 2], "fragile", None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
@@ -81,7 +82,7 @@ class Forgets(Fragile):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         """Overwrite the task."""
-        self.life = 7
+        self.life, self.size[1] = 7, 7.0
         return super().reset(seed=seed, options=options)
 
 

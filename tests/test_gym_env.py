@@ -18,7 +18,7 @@ from envs.gym_env import TaskEnv
 from envs.gym_tasks import GymTasks
 from envs.rows import RowError
 from envs.task import Param, Task, TaskError
-from tests.my_gym_envs import Goal
+from tests.my_gym_envs import Fragile, Goal
 
 HERE = "tests.my_gym_envs"
 
@@ -141,6 +141,17 @@ def test_success_is_kept_until_the_next_reset():
     sims.reset(seed=0)
     assert sims.success is not None and not sims.success.any()
 
+    row = goals().make(VALUES[1])
+    row.reset(0)
+    env: Any = row.env.unwrapped
+    stay, told = np.array([0.0, 0.0, 1.0, 0.0]), []
+    for place in (env.goal + 9, env.goal, env.goal + 9):
+        env.place = place
+        told.append(row.step(stay).success)
+    row.reset(0)
+    env.place = env.goal + 9
+    assert [*told, row.step(stay).success] == [False, True, True, False]
+
 
 def obs_x(sims: Any) -> float:
     return float(np.clip(sims.envs[0].unwrapped.place[0], -1.0, 1.0))
@@ -150,6 +161,25 @@ def test_what_does_not_tell_of_success_has_none():
     assert goals(kwargs={"told": False}).open([task(**VALUES[0])], 1).success is None
     sims = goals(kwargs={"told": False}, success_key="is_success").open([task(**VALUES[0])], 1)
     assert sims.success is not None
+
+
+@pytest.mark.parametrize(
+    ("info", "key", "expected"),
+    [
+        ({"is_success": 1.0, "solved": False}, None, True),
+        ({"success": np.float32(0.0), "solved": True}, None, False),
+        ({"solved": np.array([True])}, None, True),
+        ({"won": True, "success": False}, "won", True),
+    ],
+)
+def test_the_first_key_that_is_there_tells_of_success(info: dict, key: str | None, expected: bool):
+    row = family("engram-test/Fragile-v0", success_key=key).make({})
+    row.reset(0)
+    inner: Any = row.env.unwrapped
+    ordinary = inner.step
+    inner.step = lambda action: (*ordinary(action)[:4], info)
+    assert row.step(np.zeros(2)).success is expected
+    assert row.reports_success
 
 
 def test_a_success_key_that_never_comes_is_an_error_that_names_the_nearest():
@@ -255,10 +285,13 @@ def test_a_reset_that_overwrites_the_task_is_an_error(make: Any, message: str):
         env.reset(0)
 
 
-def test_other_rows_of_a_field_may_change_at_resets():
-    env = randomises("model:body_mass[bfoot]")
-    env.reset(0)
-    env.reset(1)
+def test_what_the_task_leaves_alone_may_change_at_resets():
+    size = {"size": Param(to="attr:size[0]", low=2.0, high=3.0)}
+    forgets = family("engram-test/Forgets-v0", params=size).make({"size": 2.0})
+    for env in (randomises("model:body_mass[bfoot]"), forgets):
+        env.reset(0)
+        env.reset(1)
+    assert forgets.env.unwrapped.size.tolist() == [2.0, 7.0]
 
 
 def test_attributes_of_all_kinds_and_their_entries():
@@ -275,7 +308,7 @@ def test_attributes_of_all_kinds_and_their_entries():
     assert inner.fresh is False
     assert inner.pair == [1, 7] and type(inner.pair[1]) is int
     assert inner.size.tolist() == [3.0, 2.0] and inner.life == 4  # 2 x 1 + 1, and 1 + 1
-    inner.size[:] = 0.0  # an environment may write into its own array
+    inner.size[:] = inner.alias[:] = 0.0  # an environment may write into its own array
     env.reset(0)
     assert inner.size.tolist() == [3.0, 2.0]
 
@@ -283,6 +316,7 @@ def test_attributes_of_all_kinds_and_their_entries():
 def test_an_argument_of_the_constructor_makes_it_anew():
     tasks = family(
         "engram-test/Fragile-v0",
+        kwargs={"life": 9},
         params={
             "life": param("kwarg:life", 3, 5),
             "extra": Param(to="attr:life", op="add", low=1, high=2),
@@ -292,10 +326,37 @@ def test_an_argument_of_the_constructor_makes_it_anew():
     first: Any = env.env
     assert env.env.unwrapped.life == 4
     env.set_task({"life": 5, "extra": 2.0})
-    assert env.env is not first and env.env.unwrapped.life == 7
+    assert env.env is not first and env.env.unwrapped.life == 7  # not the 9 of kwargs
     second = env.env
     env.set_task({"life": 5, "extra": 1.0})
     assert env.env is second and env.env.unwrapped.life == 6
+
+
+@pytest.mark.parametrize(
+    "fields", [{"params": {"x": param("attr:no", 1)}}, {"wrappers": [f"{HERE}:broken"]}]
+)
+def test_what_cannot_be_made_whole_is_closed(fields: dict):
+    Fragile.closed = 0
+    with pytest.raises(TaskError):
+        _ = family("engram-test/Fragile-v0", **fields).probe
+    assert Fragile.closed == 1
+
+
+@pytest.mark.parametrize("blown_up", [True, False])
+def test_a_state_that_is_void_since_the_last_physics_step_has_diverged(blown_up: bool):
+    env = family("HalfCheetah-v5", kwargs={"disable_env_checker": True}).make({})
+    env.reset(0)
+    inner: Any = env.env.unwrapped
+    ordinary = inner.step
+
+    def step(action: np.ndarray) -> tuple:
+        obs, *rest = ordinary(action)
+        if blown_up:
+            inner.data.qvel[3] = np.nan
+        return obs * np.nan, *rest
+
+    inner.step = step
+    assert env.step(np.zeros(6)).diverged == blown_up  # else the environment has an error
 
 
 WRAPPERS = [{"path": f"{HERE}:Gain", "kwargs": {"gain": 0.5}}, f"{HERE}.doubled"]
@@ -357,8 +418,10 @@ def test_actions_without_bounds_need_limits():
 def test_tasks_that_change_the_spaces_are_refused(name: str, value: float, message: str):
     params = {name: param(f"kwarg:{name}", 1, value)}
     tasks = family("engram-test/Resizes-v0", params=params)
+    Fragile.closed = 0
     with pytest.raises(TaskError, match=message):
-        tasks.open([task(**{name: value})], 1)
+        tasks.make({name: value})
+    assert Fragile.closed == 2  # the one that was asked for its spaces, and this one
     if name == "torque":
         family("engram-test/Resizes-v0", params=params, action_limits=[-1, 1]).make({name: 2.0})
 

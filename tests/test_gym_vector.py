@@ -148,6 +148,47 @@ def test_what_is_not_of_e_rows_is_refused(monkeypatch: pytest.MonkeyPatch):
             sims._rows.envs[0].step(np.zeros((2, 2)))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_what_comes_after_an_end_is_nobodys(mode: str):
+    sims: Any = lives(mode, params=PARAMS, horizon=99).open([task(**v) for v in VALUES], 3)
+    env = sims._rows.envs[0].env
+    singles = [single.unwrapped for single in env.envs]
+    lives_of = sims.reset(1)[..., 1].max(axis=1)
+    assert lives_of[0] < lives_of[1]  # the second task goes on for longer
+    ended, calls = np.zeros((2, 3), dtype=bool), []
+    ordinary, env.step = env.step, lambda actions: (calls.append(1), ordinary(actions))[1]
+    while not ended.all():
+        for single, over in zip(singles, ended[0], strict=True):
+            single.bad = single.steps + 1 if over else 0  # its next observation is NaN
+        actions = np.where(ended[..., None], np.nan, np.zeros((2, 3, 2)))
+        obs, _, terminated, _ = sims.step(actions)
+        assert np.isfinite(obs).all() and not (terminated & ended).any()
+        ended |= terminated
+        if mode == "Disabled":  # gymnasium asks for a reset here, and the task comes with it
+            assert [single.goal for single in singles] == [3.0] * 3
+    assert len(calls) == lives_of[0]  # not stepped once all its rows have ended
+
+
+def test_a_task_is_written_again_at_each_reset_and_checked():
+    sims: Any = lives(params=PARAMS).open([task(**VALUES[0])], 2)
+    sims._rows.envs[0].env.set_attr("bonus", -5.0)
+    sims.reset(0)
+    assert np.all(sims.step(np.zeros((1, 2, 2)))[1] == 10.5)
+    lost = lives(params={"x": Param(to="attr:goal", low=1.0, high=2.0)}).open([task(x=1.0)], 2)
+    with pytest.raises(RowError, match=r"wrote over its attribute 'goal'.*use reset:"):
+        lost.reset(0)
+
+
+def test_an_info_is_of_the_rows_that_its_mask_names(monkeypatch: pytest.MonkeyPatch):
+    sims: Any = lives().open([task()], 2)
+    sims.reset(0)
+    row = sims._rows.envs[0]
+    info = {"success": np.array([True, True]), "_success": np.array([False, True])}
+    result = (np.zeros((2, 3)), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool), info)
+    monkeypatch.setattr(row.env, "step", lambda actions: result)
+    assert row.step(np.zeros((2, 2))).success.tolist() == [False, True]
+
+
 def test_wrappers_of_vector_environments():
     tasks = lives(
         wrappers=[f"{HERE}:VectorGain"],
@@ -188,6 +229,7 @@ def test_a_method_that_the_single_environments_lack_is_named():
         sims.reset(0)
 
 
+@pytest.mark.filterwarnings("ignore:.*autoreset_mode:UserWarning")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

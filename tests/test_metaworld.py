@@ -7,6 +7,7 @@ What needs Meta-World is skipped where it is not installed. All of it: ``make te
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from itertools import combinations
@@ -52,6 +53,8 @@ def test_the_configs_build(name: str):
     assert family.name.startswith(name)
     assert (family.id, family.horizon) == (f"{family.name}:v2", 500)
     assert (family.obs_size, family.action_size) == (39, 4)
+    shorter = dataclasses.replace(family, horizon=10)
+    assert (shorter.params, shorter.horizon) == (family.params, 10)
 
 
 def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch):
@@ -344,9 +347,11 @@ def test_a_simulation_that_blows_up_is_flagged_alone():
 @needs_metaworld
 def test_a_goal_on_top_of_the_object_is_an_error_not_a_hang():
     family = ml1()
-    sims = family.open([family.task_of("reach-v3", [0.0, 0.7, 0.02, 0.0, 0.8, 0.2])], 1)
-    with pytest.raises(TaskError, match="object and goal are too close to each other in"):
+    close = [0.0, 0.7, 0.02, 0.0, 0.8, 0.2]
+    sims = family.open([family.task_of("reach-v3", goal) for goal in (GOAL, close)], 2)
+    with pytest.raises(TaskError, match="object and goal are too close to each other") as caught:
         sims.reset(seed=0)
+    assert f"row 2 (task '{family.label(sims.tasks[1])}')" in str(caught.value)
 
 
 @needs_metaworld
@@ -370,23 +375,31 @@ def scripted(env_name: str) -> Any:
     return getattr(policies, f"Sawyer{name}V3Policy")()
 
 
-@needs_metaworld
-@pytest.mark.slow
-@pytest.mark.parametrize("env_name", ENVIRONMENTS)
-def test_scripted_policies_succeed(env_name: str):
+def success_rate(env_name: str, goals: int) -> float:
+    """Share of the goals that the scripted policy reaches, with actions within the range."""
     family, policy = ml1(env_name), scripted(env_name)
-    sims = family.open(family.sample(10, rng(), "heldout", distinct=True), 1)
+    sims = family.open(family.sample(goals, rng(), "heldout", distinct=True), 1)
     obs, rate = sims.reset(seed=0)[:, 0], 0.0
     for _ in range(STEPS):
-        goals = [row.env._get_pos_goal() for row in sims.envs]
-        seen = np.concatenate([obs[:, :36], goals], axis=1)
+        shown = [row.env._get_pos_goal() for row in sims.envs]
+        seen = np.concatenate([obs[:, :36], shown], axis=1)
         moves = np.clip([policy.get_action(each) for each in seen], -1.0, 1.0)
         obs = sims.step(moves[:, None])[0][:, 0]
         assert sims.success is not None
-        if (rate := sims.success.mean()) == 1.0:
+        if (rate := float(sims.success.mean())) == 1.0:
             break
     sims.close()
-    print(f"{env_name}: {rate:.0%}")
-    # Measured with all 50 goals: 84 % or more with MuJoCo 3.3.0, which Meta-World pins, and 80 % or
-    # more with 4.0.0, in each environment; 98 % of all 2500 episodes with both.
-    assert rate >= 0.7
+    return rate
+
+
+@needs_metaworld
+@pytest.mark.slow
+def test_scripted_policies_succeed():
+    rates = {}
+    for env_name in ENVIRONMENTS:
+        rates[env_name] = success_rate(env_name, goals=10)
+        print(f"{env_name}: {rates[env_name]:.0%}")
+    # Measured on the 2500 goals of goals_seed=0: 98.2 % with MuJoCo 3.3.0, which Meta-World pins,
+    # and 98.2 % with 4.0.0; in the worst environment 84 % and 80 % of 50.
+    assert min(rates.values()) >= 0.6, rates
+    assert np.mean(list(rates.values())) >= 0.95, rates

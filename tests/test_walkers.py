@@ -129,6 +129,29 @@ def test_just_the_coefficients_called_inert_change_nothing(kind: type[Walker], c
     assert not sims.diverged.any()
 
 
+@pytest.mark.parametrize("kind", [HopperParams, Walker2dParams])
+def test_some_friction_matters_only_where_falls_do_not_end_the_episode(kind: type[Walker]):
+    """Whatever the posture, thighs and torso are too high to touch the floor before."""
+    family, lying = robot(kind), robot(kind, ends_by_fall=False)
+    names = [name for name in family.params if name.endswith("_slide")]
+    sims = simulate(family, {}, *({name: 1.5**3} for name in names), copies=64)
+    sims.reset(0)
+    rng, (low, high) = np.random.default_rng(0), sims.model.jnt_range[3:].T
+    sims.qpos[:64, 1] = rng.uniform(family.min_height, 1.25, 64)
+    sims.qpos[:64, 2] = rng.uniform(-family.max_pitch, family.max_pitch, 64)
+    sims.qpos[:64, 3:] = rng.uniform(low, high, (64, len(low)))
+    for state in (sims.qpos, sims.qvel):
+        state[:] = np.tile(state[:64], (len(names) + 1, 1))
+    moves = rng.uniform(-1.0, 1.0, (10, 1, 64, family.action_size))
+    seen = np.stack([sims.step(np.repeat(move, len(names) + 1, axis=0))[0] for move in moves])
+    for k, name in enumerate(names):
+        part = name.removeprefix("friction_").removesuffix("_slide")
+        out_of_reach = part in ("torso", "thigh", "thigh_left")
+        assert np.array_equal(seen[:, 0], seen[:, k + 1]) == out_of_reach, name
+        assert family.params[name].inert == out_of_reach
+        assert not lying.params[name].inert  # that these matter is the test above
+
+
 def test_coefficients_are_drawn_as_published():
     family = robot(HopperParams)
     draws = [family.draw(np.random.default_rng(seed)) for seed in range(400)]

@@ -51,9 +51,12 @@ class ReachingArm(MujocoEnv):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Hold the commanded speeds for 50 ms; pay for the distance that is left."""
         self.do_simulation(action, self.frame_skip)
-        distance = float(np.linalg.norm(self._hand() - self.model.site_pos[self._goal, :2]))
+        distance = self._distance()
         reward = -distance - self.effort_cost * float(np.square(action).sum())
         return self._observe(), reward, False, False, {"success": distance < NEAR}
+
+    def _distance(self) -> float:
+        return float(np.linalg.norm(self._hand() - self.model.site_pos[self._goal, :2]))
 
     def _hand(self) -> np.ndarray:
         return self.data.site_xpos[self._fingertip, :2]
