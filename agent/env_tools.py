@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
@@ -21,9 +23,14 @@ from envs.finding import Finding
 from envs.pictures import Camera, film, task_sheet, write_png, write_video
 from envs.simulation import SimulatedFamily
 from envs.task import Task, TaskDistribution
+from envs.vector_tasks import VectorTasks
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 _ADAPTATION_EPISODES = 10
+_LONGEST_FILM = 250
+"""Pictures."""
+Act = Callable[[np.ndarray], np.ndarray]
+Shoot = Callable[[TaskDistribution, VectorTasks, Act], list[np.ndarray]]
 
 
 def check(family: TaskDistribution, episodes: int, seed: int) -> list[Finding]:
@@ -65,32 +72,44 @@ def draw(
         write_png(written[0], sheet)
         if settings.film != "none":
             written.append(folder / f"{family.name}.{settings.film}")
+            shoot = functools.partial(_film, camera=camera, seed=settings.seed)
             if trained is None:
-                frames = _random_film(family, tasks[0], camera, settings.seed)
+                frames = _random_film(family, tasks[0], shoot)
             else:
-                frames = _film(trained, tasks[0], camera, settings)
-            write_video(written[1], frames, fps=30)
+                frames = _policy_film(trained, tasks[0], settings, shoot)
+            write_video(written[1], frames, _fps(family))
     return written
 
 
-def _random_film(
-    family: TaskDistribution, task: Task, camera: Camera, seed: int
+def _every(family: TaskDistribution) -> int:
+    """Control steps from one picture to the next, for about 25 pictures a second."""
+    return 1 if family.dt is None else max(1, round(1.0 / (25.0 * family.dt)))
+
+
+def _fps(family: TaskDistribution) -> float:
+    """Pictures per second at which a film runs as fast as the robot does."""
+    return 25.0 if family.dt is None else 1.0 / (family.dt * _every(family))
+
+
+def _film(
+    family: TaskDistribution, simulators: VectorTasks, act: Act, camera: Camera, seed: int
 ) -> list[np.ndarray]:
+    steps = min(family.horizon, _LONGEST_FILM * _every(family))
+    return film(simulators, act, steps, camera, seed=seed, every=_every(family))
+
+
+def _random_film(family: TaskDistribution, task: Task, shoot: Shoot) -> list[np.ndarray]:
     low, high = family.action_range
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     simulators = family.open([task], 1)
-
-    def act(obs: np.ndarray) -> np.ndarray:
-        return rng.uniform(low, high, (*obs.shape[:2], len(low)))
-
     try:
-        return film(simulators, act, family.horizon, camera, seed=seed)
+        return shoot(family, simulators, lambda obs: rng.uniform(low, high)[None, None])
     finally:
         simulators.close()
 
 
-def _film(
-    trained: Trained, task: Task, camera: Camera, settings: ShowEnvSettings
+def _policy_film(
+    trained: Trained, task: Task, settings: ShowEnvSettings, shoot: Shoot
 ) -> list[np.ndarray]:
     """The deterministic policy after ``settings.adapt`` adaptation steps on the task."""
     learner, family = trained.learner, trained.family
@@ -101,8 +120,7 @@ def _film(
         for n in range(settings.adapt):
             params = learner.step(params, batch.collect(params), n)
     with TaskBatch(family, [task], 1, learner.policy, rng, reveal) as batch:
-        act = batch.actor(params)
-        return film(batch.simulators, act, family.horizon, camera, seed=settings.seed)
+        return shoot(family, batch.simulators, batch.actor(params))
 
 
 def _sb3_check(env: gymnasium.Env) -> None:

@@ -17,6 +17,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from envs.pictures import Camera
 from envs.task import Split, Task, TaskDistribution, TaskError
 
 Values = Mapping[str, float]
@@ -61,9 +62,10 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.num_envs, self.render_mode = num_envs, render_mode
         self.split: Split = split
         mode = AutoresetMode(autoreset_mode)
+        fps = 30 if self.family.dt is None else round(1.0 / self.family.dt)
         self.metadata = {
             "render_modes": ["rgb_array"],
-            "render_fps": 30,
+            "render_fps": fps,
             "autoreset_mode": mode,
         }
         self.autoreset_mode = mode
@@ -77,6 +79,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._pin(np.arange(num_envs), task)
         self._simulators = self.family.open([self._next(i) for i in range(num_envs)], copies=1)
         self._done = np.ones(num_envs, dtype=bool)
+        self._camera: Camera | None = None
 
     @property
     def tasks(self) -> list[Task]:
@@ -140,14 +143,15 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """A picture of each simulation, ``uint8 [height, width, 3]``."""
         if self.render_mode is None:
             return None
-        from envs.pictures import Camera
-
-        with Camera(*_RENDER_SIZE) as camera:
-            return tuple(camera.look(self._simulators, row) for row in range(self.num_envs))
+        if self._camera is None:
+            self._camera = Camera(*_RENDER_SIZE)
+        return tuple(self._camera.look(self._simulators, row) for row in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Free the simulators."""
+        """Free the simulators and the camera."""
         self._simulators.close()
+        if self._camera is not None:
+            self._camera.close()
 
     def _restart(self, rows: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
         """New episodes in some rows, written into the observation at hand."""
@@ -200,7 +204,7 @@ class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             family, 1, split, task, AutoresetMode.DISABLED, render_mode, **settings
         )
         self.family, self.render_mode = self._one.family, render_mode
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+        self.metadata = {k: v for k, v in self._one.metadata.items() if k != "autoreset_mode"}
         self.observation_space = self._one.single_observation_space
         self.action_space = self._one.single_action_space
 

@@ -379,6 +379,11 @@ class SimulatedFamily(TaskDistribution):
         return self.simulate([any_task], 1).reset(0).shape[-1]
 
     @property
+    def dt(self) -> float:
+        """Seconds per control step of the nominal model."""
+        return float(self.model.opt.timestep) * self.frame_skip
+
+    @property
     def action_size(self) -> int:
         """Motors."""
         return int(self.model.nu)

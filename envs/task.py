@@ -101,6 +101,11 @@ class TaskDistribution(ABC):
         return [name for name, param in self.params.items() if not param.hidden]
 
     @property
+    def dt(self) -> float | None:
+        """Seconds per control step; None where that is not known."""
+        return None
+
+    @property
     @abstractmethod
     def raw_obs_size(self) -> int:
         """Numbers in the simulation's own observation."""
