@@ -1,15 +1,20 @@
-# make demo | test | check | bench | clean.  Another Python: make PYTHON=python3.12 ...; more for pip: PIP_ARGS=...
+# make demo | test | test-metaworld | check | bench | clean.  Another Python: make PYTHON=python3.12 ...; more for pip: PIP_ARGS=...
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-metaworld check bench clean
 
 demo: .venv/installed
 	$(BIN)/engram demo
 
 test: .venv/installed
 	$(BIN)/pytest
+
+# Meta-World pins mujoco==3.3.0, which would undo MuJoCo 4; envs/compat.py makes it work on 4.
+test-metaworld: .venv/installed
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps metaworld==3.1.1
+	$(BIN)/pytest tests/test_metaworld.py tests/test_compat.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

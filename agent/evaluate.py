@@ -96,7 +96,7 @@ def evaluate(
     return {
         "family": family.id,
         "split": split,
-        "held_out": held_out_note(family, split),
+        "held_out": family.held_out_note(split),
         "seed": seed,
         "episodes_per_step": size.episodes,
         "draws": size.draws,
@@ -167,21 +167,6 @@ def measure(
     rate = seen.success_rate()
     success = None if rate is None else rate.cpu().double().reshape(len(tasks), -1).mean(-1)
     return Measured(returns, success, batch.steps_used)
-
-
-def held_out_note(family: TaskDistribution, split: Split) -> str:
-    """What is and what is not held out of training, in a sentence."""
-    if split == "ood":
-        return "These tasks lie beyond the ranges of the parameters that training draws from."
-    if family.holds_out:
-        return (
-            "Held-out tasks come from cells of the parameter space (a tenth of all, chosen by "
-            "hash) from which training never draws."
-        )
-    return (
-        "Nothing is held out: the family is so small that every task is trained on; only the reset "
-        "and action noise of the evaluation are new."
-    )
 
 
 def _untrained(policy: GaussianMlp, rows: int, seed: int) -> Tensor:

@@ -22,6 +22,8 @@ _NOMINAL_ZERO = "is its nominal value 0, so that no factor changes it?"
 def effect(subject: Subject, name: str) -> Finding:
     """The same seed and actions under other values of a parameter must not give the same."""
     param = subject.family.params[name]
+    if not subject.family.independent_params:
+        return skipped("the parameters of this family are drawn together, not one by one")
     found = _effects(subject, name, subject.tasks[:1], subject.episodes)
     if param.inert:
         return _inert(name, found)

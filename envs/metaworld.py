@@ -103,8 +103,13 @@ class MetaWorld(TaskDistribution):
                 raise ValueError(f"params.{name}: only action: and obs: targets can be added")
         self.params = own | self.params
 
-    @staticmethod
-    def missing() -> str:
+    def held_out_note(self, split: Split) -> str:
+        """What is held out of training, in a sentence."""
+        if self.benchmark == "ML1":
+            return "Held-out and validation goals of the one environment are not trained on."
+        return "Held-out tasks are goals of five test environments that are not trained on at all."
+
+    def missing(self) -> str:
         """What has to be installed first, with the command; empty if it is there."""
         return missing("metaworld")
 

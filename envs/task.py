@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -62,6 +62,9 @@ class Task:
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class TaskDistribution(ABC):
     """Where tasks come from; drawing and splitting are here, simulating is for subclasses."""
+
+    independent_params: ClassVar[bool] = True
+    """Whether one parameter changed alone gives another task of the family."""
 
     name: str
     """Name of the family; part of every task's identity and of the files written."""
@@ -138,6 +141,24 @@ class TaskDistribution(ABC):
             counts = np.convolve(counts, [1.0, self.params[name].cells])
         others = math.prod(p.cells for name, p in self.params.items() if name not in optional)
         return float(counts[self.perturbed or 0]) * others >= _FEWEST_CELLS_TO_HOLD_OUT
+
+    def held_out_note(self, split: Split) -> str:
+        """What is and what is not held out of training, in a sentence."""
+        if split == "ood":
+            return "These tasks lie beyond the ranges of the parameters that training draws from."
+        if self.holds_out:
+            return (
+                "Held-out tasks come from cells of the parameter space (a tenth of all, chosen by "
+                "hash) from which training never draws."
+            )
+        return (
+            "Nothing is held out: the family is so small that every task is trained on; only the "
+            "reset and action noise of the evaluation are new."
+        )
+
+    def missing(self) -> str:
+        """What has to be installed before it can be simulated; empty if nothing."""
+        return ""
 
     def task(self, values: Mapping[str, float]) -> Task:
         """The task with these values; what is not named stays nominal, where it can."""

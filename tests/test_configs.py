@@ -58,8 +58,7 @@ class TestFamilies(FamilyContract):
     @pytest.fixture(params=names("env"), autouse=True)
     def _named(self, request: pytest.FixtureRequest) -> None:
         self.name = request.param
-        needed = getattr(self.make_family(), "missing", str)()
-        if needed:
+        if needed := self.make_family().missing():
             pytest.skip(needed)
 
     def make_family(self) -> TaskDistribution:

@@ -128,7 +128,8 @@ def collect(family: Scripted, seed: int = 0, deterministic: bool = False) -> Tra
 
 
 def all_finite(episodes: Trajectories) -> bool:
-    tensors = [getattr(episodes, f.name) for f in fields(episodes) if f.name not in ("advantage", "success")]
+    optional = {"advantage", "success"}
+    tensors = [getattr(episodes, f.name) for f in fields(episodes) if f.name not in optional]
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
