@@ -11,6 +11,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from agent.assemble import Trained
@@ -50,7 +51,8 @@ def findings_table(name: str, findings: list[Finding]) -> Table:
     for finding in findings:
         style = _STYLES[finding.status]
         text = finding.detail + (f"\n-> {finding.suggestion}" if finding.suggestion else "")
-        table.add_row(finding.name, f"[{style}]{finding.status}[/]", text)
+        # Square brackets are MuJoCo's here, not rich's.
+        table.add_row(escape(finding.name), f"[{style}]{finding.status}[/]", escape(text))
     counts = Counter(finding.status for finding in findings)
     table.caption = ", ".join(f"{counts[status]} {status}" for status in _STYLES if counts[status])
     return table

@@ -15,6 +15,7 @@ from gymnasium.spaces import Box
 from envs import check_episodes
 from envs.check import Finding, check_family
 from envs.check_leak import _guessed
+from envs.check_tasks import _effects, effect
 from envs.finding import Subject
 from envs.gym_tasks import GymTasks
 from envs.half_cheetah import HalfCheetah, HalfCheetahTasks
@@ -35,9 +36,11 @@ class Cart(gymnasium.Env[np.ndarray, np.ndarray]):
     """
 
     shared: ClassVar[float] = 1.0
+    clock: ClassVar[int] = 0
 
     def __init__(self, fault: str = "") -> None:
-        self.fault, self._gain = fault, 0.0
+        self.fault, self._gain, self.most = fault, 1.0, 0.0
+        self.built = np.random.default_rng().uniform() if fault == "built by chance" else 0.0
         self.observation_space = Box(-10.0, 10.0, (2,), np.float32)
         bound = np.inf if fault == "unbounded action" else 1.0
         self.action_space = Box(-bound, bound, (1,), np.float32)
@@ -50,7 +53,7 @@ class Cart(gymnasium.Env[np.ndarray, np.ndarray]):
 
     @gain.setter
     def gain(self, value: float) -> None:
-        self._gain = max(value, self._gain) if self.fault == "leftover task" else value
+        self._gain, self.most = value, max(value, self.most)
         Cart.shared = value
 
     def multiply(self, value: float) -> None:
@@ -60,6 +63,7 @@ class Cart(gymnasium.Env[np.ndarray, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         """Somewhere about the origin."""
         super().reset(seed=None if self.fault == "deaf to seeds" else seed)
+        Cart.clock = 0
         position = 0.5 if self.fault == "fixed start" else self.np_random.uniform(-0.5, 0.5)
         keep = self.state[1] if self.fault == "leftover state" else 0.0
         self.state, self.steps = np.array([position, keep], np.float32), 0
@@ -70,7 +74,11 @@ class Cart(gymnasium.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
         """Pushed for a moment."""
         self.steps += 1
-        push = {"ignores": 1.0, "shared": Cart.shared}.get(self.fault, self._gain)
+        Cart.clock += 1
+        other = {"ignores": 1.0, "shared": Cart.shared, "leftover task": self.most}
+        push = other.get(self.fault, self._gain) + self.built
+        if self.fault == "shared clock":
+            push *= np.cos(Cart.clock)
         if self.fault == "noise":
             push += np.random.default_rng().uniform()
         position, speed = (float(each) for each in self.state)
@@ -96,7 +104,8 @@ class Cart(gymnasium.Env[np.ndarray, np.ndarray]):
             raise KeyError("wheel")
         reward = {"constant": 1.0, "huge": 1e5 * reward}.get(self.fault, reward)
         info = {"success": True} if self.fault == "always solved" else {}
-        died = self.fault == "dies cheaply" and abs(float(obs[0])) > 0.6
+        died = self.fault in ("dies cheaply", "dies dearly") and abs(float(obs[0])) > 0.6
+        reward -= 100.0 if died and self.fault == "dies dearly" else 0.0
         return obs, reward, self.steps >= ends or died, self.steps >= own_limit, info
 
 
@@ -169,11 +178,14 @@ FAULTS = {
     "leftover state": {"same seed same episode": "failed", "gymnasium checker": "failed"},
     "leftover task": {"task over another": "failed"},
     "shared": {"coming back": "failed"},
+    "shared clock": {"coming back": "failed"},
+    "built by chance": {"same seed same episode": "failed"},
     "ignores": {"effect of gain": "failed"},
     "own limit": {"horizon": "warning"},
     "clock": {"ends of the task": "warning", "early ends": "warning"},
     "early": {"ends of the task": "warning", "early ends": "warning"},
     "dies cheaply": {"early ends": "warning"},
+    "dies dearly": {},
     "same array": {"gymnasium checker": "failed"},
     "outside": {"observations in their space": "warning", "gymnasium checker": "warning"},
     "tells": {"given away": "warning"},
@@ -183,12 +195,29 @@ FAULTS = {
 }
 
 
+SAID = {
+    "noise": ("same seed same episode", "self.np_random"),
+    "built by chance": ("same seed same episode", "self.np_random"),
+    "leftover state": ("same seed same episode", "leaves something of the last episode"),
+    "shared clock": ("coming back", "all simulators share"),
+    "own limit": ("horizon", "horizon: 7, or"),
+    "early": ("early ends", "little can be learned"),
+    "dies cheaply": ("early ends", "fail early"),
+    "clock": ("ends of the task", "return it as truncated"),
+    "tells": ("given away", "params.gain.hidden: false"),
+    "constant": ("reward", "sparse"),
+    "huge": ("reward", "scale"),
+}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_found_and_no_other(fault: str):
     Cart.shared = 1.0
     found = check_family(cart(fault))
     assert unlike_ok(found) == FAULTS[fault]
     assert all(each.detail and each.suggestion for each in found if each.name in FAULTS[fault])
+    check, words = SAID.get(fault, ("sizes", ""))
+    assert words in named(found, check).suggestion
 
 
 class Points(VectorTasks):
@@ -230,7 +259,7 @@ class Points(VectorTasks):
             self.position = self.position + 0.1 * now
             obs = self.position.copy()
         distance = np.linalg.norm(self.position - self.goal, axis=-1)
-        reward = np.where(distance < 0.3, 1.0, 0.0) if self.fault == "sparse" else -distance
+        reward = np.where(distance < 0.2, 1.0, 0.0) if self.fault == "sparse" else -distance
         if self.fault == "not finite":
             reward[distance < 0.8] = np.nan
         terminated = np.zeros(self.rows, dtype=bool)
@@ -322,7 +351,10 @@ NATIVE_FAULTS = {
 def test_every_fault_of_a_native_family_is_found_and_no_other(fault: str):
     found = check_family(points(fault))
     assert unlike_ok(found) == NATIVE_FAULTS[fault]
-    assert fault != "sparse" or "the reward alone" in named(found, "effect of angle").detail
+    if fault == "sparse":
+        assert "the reward alone" in named(found, "effect of angle").detail
+    if fault == "hands out its state":
+        assert "of step 1 changed after it had been returned" in named(found, "own arrays").detail
 
 
 def cheetah(**params: dict) -> HalfCheetah:
@@ -384,6 +416,18 @@ def test_what_is_declared_inert_must_be():
     )
     assert unlike_ok(found) == {"effect of mass": "failed"}
     assert "drop params.mass.inert" in named(found, "effect of mass").suggestion
+
+
+def test_a_rare_effect_is_looked_for_in_more_episodes_before_it_is_called_missing():
+    subjects = [Subject(points("sparse"), episodes=1, seed=seed) for seed in range(10)]
+    unlucky = [each for each in subjects if not _effects(each, "angle", each.tasks[:1], 1)]
+    assert unlucky
+    assert {effect(each, "angle").status for each in unlucky} == {"ok"}
+
+
+def test_whether_starts_vary_is_told():
+    assert "starts alike" in named(check_family(cart("fixed start")), "starts").detail
+    assert "other seeds start elsewhere" in named(check_family(cart()), "starts").detail
 
 
 def test_effects_are_told_apart():
@@ -564,6 +608,11 @@ def test_a_breach_of_contract_names_family_and_task(test: str):
     first = Subject(BREACHES[test]).tasks[0]
     assert str(caught.value).startswith(f"{BREACHES[test].id} (tasks '")
     assert BREACHES[test].label(first) in str(caught.value)
+
+
+def test_long_episodes_are_cut_for_the_contract():
+    assert TestCart()._subject().family.horizon == FamilyContract.steps < 1000
+    assert TestPoints()._subject().family.horizon == STEPS
 
 
 def test_a_contract_without_a_family_says_what_is_missing():

@@ -192,7 +192,7 @@ def test_an_interruption_outside_of_the_loops_is_no_traceback(
 def test_help_is_there(command: str, capsys: pytest.CaptureFixture[str]):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
-    assert "Example:" in out and "run" in out
+    assert "Example:" in out and f"engram {command}" in out
     assert main(["--help"]) == 0 and main([]) == 0
     assert command in capsys.readouterr().out
 

@@ -76,7 +76,7 @@ def test_each_mistake_is_named(node: object, message: str):
         ),
         (
             {"params": {"mass": {"to": "modle:x"}}},
-            r"env\.params\.mass: to='modle:x': expected attr:NAME",
+            r"env\.params\.mass: to='modle:x': expected KIND:NAME",
         ),
         (
             {"params": {"mass": {"to": "attr:x", "lo": 1}}},
@@ -128,7 +128,17 @@ def test_resolved_fills_in_every_default():
     family = build(node, "env")
     assert isinstance(family, HalfCheetah)
     full = resolved(node, family)
-    assert full == node | {"params": {}, "ctrl_cost": 0.1}
+    assert full == node | {
+        "variant": "v5",
+        "params": {},
+        "perturbed": None,
+        "pool": {},
+        "integrator": "model",
+        "frame_skip": 5,
+        "observation": ["position", "velocity"],
+        "ctrl_cost": 0.1,
+        "unpaid_distance": 0.0,
+    }
     assert build(full, "env") == family
 
 

@@ -7,21 +7,27 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic.dataclasses import dataclass
 
 from envs.navigation import Navigation
 from envs.task import SPLITS, Param, Task, TaskDistribution
+from envs.variants import Settings
 
 ROOT = Path(__file__).parent.parent
 ANGLE = Param(to="attr:angle", low=-3.0, high=3.0)
 
 
+@dataclass(kw_only=True, config={"extra": "forbid"})
 class Family(Navigation):
-    """Navigation without its check of the parameters: only drawing is tested here."""
+    """Navigation without its own parameter and check: only drawing is tested here."""
+
+    PARAMS: ClassVar[Settings] = {}
 
     def __post_init__(self) -> None:
         """Take any parameters."""
