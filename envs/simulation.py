@@ -280,7 +280,8 @@ class SimulatedTasks(VectorTasks):
             for target in param.targets:
                 with naming(self.family.name, name):
                     self._write_param(target, param.op, values, rows)
-        self._batch.set_const(rows)
+        if self._changed:
+            self._batch.set_const(rows)
 
     def _write_param(self, target: str, op: str, values: np.ndarray, rows: np.ndarray) -> None:
         kind, _, name = target.partition(":")

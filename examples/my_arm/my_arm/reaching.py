@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.spaces import Box
@@ -14,12 +13,20 @@ REACH = 0.33
 """Distance of the goals from the shoulder, m."""
 NEAR = 0.05
 """So near to the goal the hand has arrived, m."""
+FOLDED = np.array([-1.2, 2.4])
+"""Joint angles at the start, rad: the hand is about as far from all goals."""
 
 
 class ReachingArm(MujocoEnv):
-    """Observation: joint angles (rad), their rates (rad/s) and the hand's place (m)."""
+    """Observation: joint angles (rad), their rates (rad/s) and the hand's place (m).
 
-    metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 20}
+    Action: the speed that each servo shall hold for the next 50 ms, rad/s.
+    """
+
+    metadata = {  # noqa: RUF012 (as Gymnasium has it)
+        "render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"],
+        "render_fps": 20,
+    }
 
     def __init__(self, effort_cost: float = 0.0005, **kwargs: Any) -> None:
         super().__init__(
@@ -29,37 +36,30 @@ class ReachingArm(MujocoEnv):
             **kwargs,
         )
         self.effort_cost = effort_cost
-        """Weight of the squared motor commands in the reward."""
-        self._fingertip = self.model.site("fingertip").id
+        """Weight of the squared commands in the reward."""
+        self._hand = self.model.site("fingertip").id
         self._goal = self.model.site("goal").id
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Bend the arm; ``options["goal_angle"]`` (rad) says in which direction the goal lies."""
+        """Fold the arm; ``options["goal_angle"]`` (rad) says in which direction the goal lies."""
         angle = float((options or {}).get("goal_angle", 0.0))
-        place = REACH * np.cos(angle), REACH * np.sin(angle), 0.0
-        self.model.site_pos[self._goal] = place
+        self.model.site_pos[self._goal, :2] = REACH * np.cos(angle), REACH * np.sin(angle)
         return super().reset(seed=seed, options=options)
 
     def reset_model(self) -> np.ndarray:
-        """About the same bent pose each time."""
-        qpos = np.array([-0.9, 1.8]) + self.np_random.uniform(-0.1, 0.1, 2)
-        self.set_state(qpos, np.zeros(2))
+        """Nearly the same pose each time."""
+        self.set_state(FOLDED + self.np_random.uniform(-0.1, 0.1, 2), np.zeros(2))
         return self._observe()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold the commanded speeds for 50 ms; pay for the distance that is left."""
+        """Hold the commanded speeds; pay for the distance (m) that is left."""
         self.do_simulation(action, self.frame_skip)
-        distance = self._distance()
+        hand, goal = self.data.site_xpos[self._hand, :2], self.model.site_pos[self._goal, :2]
+        distance = float(np.linalg.norm(hand - goal))
         reward = -distance - self.effort_cost * float(np.square(action).sum())
         return self._observe(), reward, False, False, {"success": distance < NEAR}
 
-    def _distance(self) -> float:
-        return float(np.linalg.norm(self._hand() - self.model.site_pos[self._goal, :2]))
-
-    def _hand(self) -> np.ndarray:
-        return self.data.site_xpos[self._fingertip, :2]
-
     def _observe(self) -> np.ndarray:
-        return np.concatenate([self.data.qpos, self.data.qvel, self._hand()])
+        return np.concatenate([self.data.qpos, self.data.qvel, self.data.site_xpos[self._hand, :2]])
