@@ -19,8 +19,8 @@ from agent.rollout import TaskBatch
 from agent.seeding import generator
 from agent.settings import ShowEnvSettings
 from envs.check import check_family
+from envs.checks.finding import Finding
 from envs.citizens import NativeEnv
-from envs.finding import Finding
 from envs.pictures import Camera, film, task_sheet, write_png, write_video
 from envs.simulation import SimulatedFamily
 from envs.task import Task, TaskDistribution

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import gymnasium
 
-from envs import check_episodes, check_gym, check_interface, check_tasks
-from envs.check_leak import given_away
-from envs.finding import Finding, MakeEnv, Status, Subject, failed, skipped
+from envs.checks import episodes as check_episodes
+from envs.checks import gymnasium_checkers as check_gym
+from envs.checks import interface as check_interface
+from envs.checks import tasks as check_tasks
+from envs.checks.finding import Finding, MakeEnv, Status, Subject, failed, skipped
+from envs.checks.leak import given_away
 from envs.gym_tasks import GymTasks
-from envs.rows import RowError
+from envs.parallel.rows import RowError
 from envs.task import Task, TaskDistribution, TaskError
 
 __all__ = ["Finding", "Status", "Subject", "check_family", "checks", "findings", "run_check"]

@@ -15,14 +15,14 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from envs.gym_env import SUCCESS_KEYS, TaskEnv
-from envs.gym_make import Wrapper
-from envs.gym_rows import GymVectorTasks
-from envs.gym_targets import check_params
-from envs.gym_vector import VectorTask
 from envs.param import Finite, TaskError
-from envs.spaces import ActionMap, ObservationMap
 from envs.task import Task, TaskDistribution
+from envs.wrapped.env import SUCCESS_KEYS, TaskEnv
+from envs.wrapped.make import Wrapper
+from envs.wrapped.rows import GymVectorTasks
+from envs.wrapped.spaces import ActionMap, ObservationMap
+from envs.wrapped.targets import check_params
+from envs.wrapped.vector import VectorTask
 
 __all__ = ["GymTasks", "GymVectorTasks", "Probe", "Wrapper"]
 
@@ -109,7 +109,7 @@ class GymTasks(TaskDistribution):
 
     @property
     def action_size(self) -> int:
-        """Numbers that stand for an action (see ``envs.spaces.ActionMap``)."""
+        """Numbers that stand for an action (see ``envs.wrapped.spaces.ActionMap``)."""
         return self.probe.action.size
 
     @property

@@ -27,7 +27,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from envs.compat import import_metaworld, missing
-from envs.gym_make import hint
 from envs.metaworld_env import (
     ACTION_SIZE,
     ENVIRONMENTS,
@@ -38,9 +37,10 @@ from envs.metaworld_env import (
     SharedModel,
     benchmark_goals,
 )
+from envs.parallel.row_tasks import RowTasks, open_rows
 from envs.param import Finite, Param, TaskError
-from envs.row_tasks import RowTasks, open_rows
 from envs.task import SPLITS, Split, Task, TaskDistribution
+from envs.wrapped.make import hint
 
 _NAMES = list(ENVIRONMENTS)
 _LONGEST = max(ENVIRONMENTS.values())

@@ -15,8 +15,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from envs.chunk import Outcome
 from envs.compat import import_metaworld
+from envs.parallel.chunk import Outcome
 from envs.param import TaskError
 from envs.simulation import UNSTABLE
 
@@ -64,7 +64,7 @@ class SharedModel:
 
 
 class MetaWorldEnv:
-    """A row (``envs/chunk.py``) whose every episode has the same goal."""
+    """A row (``envs/parallel/chunk.py``) whose every episode has the same goal."""
 
     def __init__(
         self, shared: SharedModel, name: str, rand_vec: Sequence[float], rewards: str

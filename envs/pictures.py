@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from envs.camera import Camera, View
-from envs.sheets import card, point_picture, side_by_side
+from envs.drawing.camera import Camera, View
+from envs.drawing.sheets import card, point_picture, side_by_side
 from envs.task import Task, TaskDistribution, TaskError
 from envs.vector_tasks import VectorTasks
 

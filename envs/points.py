@@ -108,7 +108,7 @@ class PointTasks(VectorTasks):
 
     def look(self, row: int) -> np.ndarray:
         """The plane with the point, the way it came and its goal, ``uint8 [240, 320, 3]``."""
-        from envs.sheets import point_picture  # needs Pillow, which learning does not
+        from envs.drawing.sheets import point_picture  # needs Pillow, which learning does not
 
         t, e = divmod(row, self.copies)
         trail = self._trail[: self._steps[t, e], t, e]

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from envs import check_episodes, check_gym, check_interface, check_tasks
 from envs.check import Check, run_check
-from envs.finding import Subject
+from envs.checks import episodes as check_episodes
+from envs.checks import gymnasium_checkers as check_gym
+from envs.checks import interface as check_interface
+from envs.checks import tasks as check_tasks
+from envs.checks.finding import Subject
 from envs.task import TaskDistribution
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from envs.chunk import Outcome
+from envs.parallel.chunk import Outcome
 
 OBS, ACTION = 3, 2
 MAKE, RESET, CLOSE = -1, 0, -2

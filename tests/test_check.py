@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-from envs import check_episodes
 from envs.check import Finding, check_family
-from envs.check_leak import _guessed
-from envs.check_tasks import _effects, effect
-from envs.finding import Subject
+from envs.checks import episodes as check_episodes
+from envs.checks.finding import Subject
+from envs.checks.leak import _guessed
+from envs.checks.recording import changes, explore, record
+from envs.checks.tasks import _effects, effect
 from envs.gym_tasks import GymTasks
 from envs.half_cheetah import HalfCheetah, HalfCheetahTasks
 from envs.navigation import Navigation
 from envs.param import Param
-from envs.recording import changes, explore, record
 from envs.task import Task, TaskDistribution, VectorTasks
 from envs.testing import FamilyContract
 

@@ -14,10 +14,10 @@ import pytest
 from gymnasium.spaces.utils import flatten
 from pydantic import TypeAdapter
 
-from envs.gym_env import TaskEnv
 from envs.gym_tasks import GymTasks
-from envs.rows import RowError
+from envs.parallel.rows import RowError
 from envs.task import Param, Task, TaskError
+from envs.wrapped.env import TaskEnv
 from tests.my_gym_envs import Fragile, Goal
 
 HERE = "tests.my_gym_envs"

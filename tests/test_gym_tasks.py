@@ -20,7 +20,7 @@ from agent.policy import GaussianMlp, PolicyConfig
 from agent.rollout import TaskBatch
 from envs.gym_tasks import GymTasks
 from envs.half_cheetah import HalfCheetah
-from envs.rows import RowError
+from envs.parallel.rows import RowError
 from envs.task import Param, Task, TaskError, VectorTasks
 from tests.my_gym_envs import Fragile
 

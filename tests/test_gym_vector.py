@@ -10,9 +10,9 @@ import pytest
 from gymnasium.vector import VectorEnv
 
 from envs.gym_tasks import GymTasks
-from envs.gym_vector import VectorRows
-from envs.rows import RowError
+from envs.parallel.rows import RowError
 from envs.task import Param, Task, TaskError
+from envs.wrapped.vector import VectorRows
 from tests.my_gym_envs import Lives
 from tests.test_gym_env import HERE, family, param
 

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs import camera, opengl, pictures
-from envs.camera import Camera, View
-from envs.drawer import Drawer
-from envs.shapes import shape_of
-from envs.sheets import card, fit, point_picture, side_by_side
+from envs import pictures
+from envs.drawing import camera, opengl
+from envs.drawing.camera import Camera, View
+from envs.drawing.drawer import Drawer
+from envs.drawing.shapes import shape_of
+from envs.drawing.sheets import card, fit, point_picture, side_by_side
 from envs.simulation import load_gymnasium_model
 from envs.task import TaskError
 from envs.vector_tasks import VectorTasks
@@ -412,7 +413,7 @@ def test_opengl_that_fails_while_drawing_gives_way(
 DRAW = """
 import logging, sys
 logging.basicConfig(format="%(message)s")
-from envs.camera import Camera
+from envs.drawing.camera import Camera
 from envs.simulation import load_gymnasium_model
 import mujoco
 model = load_gymnasium_model("hopper.xml")

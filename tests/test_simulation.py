@@ -61,12 +61,12 @@ def actions(steps: int, *leading: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1.0, 1.0, (steps, *leading, 6))
 
 
-def play(sims: HalfCheetahTasks, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def play(sims: Any, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     results = [sims.step(move) for move in moves]
     return np.stack([r[0] for r in results]), np.stack([r[1] for r in results])
 
 
-def put(sims: HalfCheetahTasks, seed: int = 0) -> None:
+def put(sims: Any, seed: int = 0) -> None:
     """The same start in every simulation, whatever else is in the batch."""
     generator = np.random.default_rng(seed)
     sims.qpos[:] = sims.model.qpos0 + generator.uniform(-0.1, 0.1, 9)
@@ -80,7 +80,7 @@ def reference() -> Iterator[Any]:
     env.close()
 
 
-def difference(sims: HalfCheetahTasks, env: Any, direction: float = 1.0) -> tuple[float, float]:
+def difference(sims: Any, env: Any, direction: float = 1.0) -> tuple[float, float]:
     """Largest difference of observation and reward over 1000 equal random steps."""
     sims.reset(seed=1)
     mujoco.mj_resetData(env.model, env.data)

@@ -22,8 +22,8 @@ from gymnasium.spaces import (
 from gymnasium.spaces.utils import flatten
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from envs.spaces import LARGEST_OBSERVATION, ActionMap, ObservationMap
 from envs.task import TaskError
+from envs.wrapped.spaces import LARGEST_OBSERVATION, ActionMap, ObservationMap
 
 GOAL = Dict(position=Box(-2.0, 3.0, (2,)), kind=Discrete(3, start=1))
 NESTED = Dict({"z": Box(0, 255, (2, 2), np.uint8), "goal": GOAL, "arms": Tuple([Box(-1, 1, ())])})

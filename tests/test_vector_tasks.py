@@ -17,7 +17,8 @@ class EchoTasks(VectorTasks):
     """Observes the last action, and is paid its first entry."""
 
     def __init__(self, tasks: Sequence[Task], copies: int) -> None:
-        self.tasks, self.copies, self.physics_s = list(tasks), copies, 0.0
+        self.tasks: list[Task] = list(tasks)
+        self.copies, self.physics_s = copies, 0.0
 
     def reset(self, seed: int) -> np.ndarray:
         """Ones."""

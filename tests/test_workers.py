@@ -21,9 +21,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs import workers
+from envs.parallel import workers
+from envs.parallel.workers import Outcomes, RowEnv, RowError, SerialRows, WorkerRows
 from envs.task import TaskError
-from envs.workers import Outcomes, RowEnv, RowError, SerialRows, WorkerRows
 from tests.faulty_envs import (
     ACTION,
     CLOSE,
@@ -388,7 +388,7 @@ def test_a_fork_of_this_process_does_not_end_the_workers():
 SCRIPT = """
 import multiprocessing, os, signal, time
 from functools import partial
-from envs.workers import WorkerRows
+from envs.parallel.workers import WorkerRows
 from tests.faulty_envs import Counter
 import numpy as np
 print("the script runs", flush=True)
@@ -474,7 +474,7 @@ def test_a_worker_is_lean_and_leaves_the_parent_as_it_was(monkeypatch: pytest.Mo
 
 
 OWN_MAKER = """
-from envs.workers import WorkerRows
+from envs.parallel.workers import WorkerRows
 from tests.faulty_envs import Counter
 class Mine(Counter):
     pass

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.chunk import Board, ChunkError
-from envs.gym_make import hint, make_vector_env
-from envs.gym_targets import Access, Attributes, numbers_of, passed
+from envs.parallel.chunk import Board, ChunkError
+from envs.parallel.rows import Rows
 from envs.param import TaskError
-from envs.rows import Rows
-from envs.spaces import ActionMap, ObservationMap
+from envs.wrapped.make import hint, make_vector_env
+from envs.wrapped.spaces import ActionMap, ObservationMap
+from envs.wrapped.targets import Access, Attributes, numbers_of, passed
 
 if TYPE_CHECKING:
     from envs.gym_tasks import GymTasks

@@ -17,11 +17,11 @@ import mujoco
 import numpy as np
 from PIL import Image
 
-from envs import opengl
-from envs.drawer import Drawer
+from envs.drawing import opengl
+from envs.drawing.drawer import Drawer
+from envs.drawing.shapes import Structure, structure
+from envs.drawing.sheets import card, fit
 from envs.param import TaskError
-from envs.shapes import Structure, structure
-from envs.sheets import card, fit
 from envs.vector_tasks import VectorTasks
 
 _log = logging.getLogger("engram.pictures")

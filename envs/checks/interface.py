@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from gymnasium.spaces import Box
 
-from envs.finding import Finding, Subject, failed, ok, skipped, warning
+from envs.checks.finding import Finding, Subject, failed, ok, skipped, warning
+from envs.checks.recording import Recording, changes, opened, record, told
 from envs.gym_tasks import GymTasks
 from envs.param import TaskError
-from envs.recording import Recording, changes, opened, record, told
 
 
 def sizes(subject: Subject) -> Finding:

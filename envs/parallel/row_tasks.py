@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from envs.chunk import RowEnv
-from envs.rows import Rows, SerialRows
+from envs.parallel.chunk import RowEnv
+from envs.parallel.rows import Rows, SerialRows
+from envs.parallel.workers import WorkerRows
 from envs.vector_tasks import VectorTasks
-from envs.workers import WorkerRows
 
 if TYPE_CHECKING:
     from envs.task import Task, TaskDistribution

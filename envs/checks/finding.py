@@ -10,7 +10,7 @@ from typing import Literal
 import gymnasium
 import numpy as np
 
-from envs.recording import Recording, explore, opened, record
+from envs.checks.recording import Recording, explore, opened, record
 from envs.task import Task, TaskDistribution
 
 Status = Literal["ok", "warning", "failed", "skipped"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from envs.chunk import Board, Chunk, ChunkError, RowEnv
+from envs.parallel.chunk import Board, Chunk, ChunkError, RowEnv
 from envs.task import TaskError
 
 
@@ -120,7 +120,7 @@ class Rows(ABC):
 class SerialRows(Rows):
     """The environments one after the other in this process: simple, and easy to debug.
 
-    One that hangs or ends its process takes this one along; ``envs.workers.WorkerRows`` do not.
+    One that hangs or ends its process takes this one along; ``WorkerRows`` do not.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.chunk import Board, Chunk, ChunkError
+from envs.parallel.chunk import Board, Chunk, ChunkError
 
 SPAWN = multiprocessing.get_context("spawn")
 """A fresh interpreter: a fork would inherit the threads' locks of torch and MuJoCo, held."""

@@ -14,13 +14,13 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from envs.chunk import Outcome
-from envs.gym_make import hint, make_env
-from envs.gym_targets import Access, Attributes, numbers_of, passed
 from envs.model_fields import couples_inertia, naming, write_one_model
+from envs.parallel.chunk import Outcome
 from envs.param import TaskError
 from envs.simulation import UNSTABLE
-from envs.spaces import ActionMap, ObservationMap
+from envs.wrapped.make import hint, make_env
+from envs.wrapped.spaces import ActionMap, ObservationMap
+from envs.wrapped.targets import Access, Attributes, numbers_of, passed
 
 if TYPE_CHECKING:
     from envs.gym_tasks import GymTasks

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from envs.finding import Finding, Subject, ok, skipped, warning
-from envs.recording import opened
+from envs.checks.finding import Finding, Subject, ok, skipped, warning
+from envs.checks.recording import opened
 from envs.task import Task
 
 _TASKS = 200

@@ -12,13 +12,13 @@ import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from envs.finding import Finding, Subject, failed, ok, skipped, warning
-from envs.gym_env import TaskEnv
-from envs.gym_make import hint
+from envs.checks.finding import Finding, Subject, failed, ok, skipped, warning
+from envs.checks.recording import explore
 from envs.gym_tasks import GymTasks
-from envs.recording import explore
-from envs.rows import SerialRows
+from envs.parallel.rows import SerialRows
 from envs.task import Task
+from envs.wrapped.env import TaskEnv
+from envs.wrapped.make import hint
 
 # What checkers say of nearly every environment, and what makes no difference here.
 _NO_MATTER = (

@@ -15,7 +15,7 @@ import math
 import mujoco
 import numpy as np
 
-from envs.shapes import PLANE, Shape, shape_of
+from envs.drawing.shapes import PLANE, Shape, shape_of
 
 _HORIZON = np.array([0.95, 0.97, 0.98])
 _ZENITH = np.array([0.70, 0.81, 0.92])

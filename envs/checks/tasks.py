@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from envs.finding import Finding, Subject, failed, ok, skipped, warning
+from envs.checks.finding import Finding, Subject, failed, ok, skipped, warning
+from envs.checks.recording import Change, changes, explore, opened, told
 from envs.param import Param
-from envs.recording import Change, changes, explore, opened, told
 from envs.task import SPLITS, Split, Task
 from envs.vector_tasks import VectorTasks
 

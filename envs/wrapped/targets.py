@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.gym_make import hint
 from envs.model_fields import naming
 from envs.param import Param, TaskError, apply_op
+from envs.wrapped.make import hint
 
 PASSED = ("kwarg", "reset", "call")
 """Kinds of target whose nominal value is not known, so that they can only be set."""

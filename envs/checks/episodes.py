@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.finding import Finding, Subject, failed, ok, skipped, warning
+from envs.checks.finding import Finding, Subject, failed, ok, skipped, warning
 
 _LARGE_REWARD = 1e3
 _MANY_BLOWN_UP = 0.2

@@ -1,7 +1,8 @@
 """Environments of consecutive rows in one process, and the check on all that comes out of them.
 
 A row is one environment with a task written into it. What it returns is read here and nowhere else,
-in the parent (``envs/rows.py``) as in a worker process (``envs/workers.py``): both give equal data.
+in the parent (``parallel/rows.py``) as in a worker process (``parallel/workers.py``): both give
+equal data.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.chunk import Board, ChunkError, Outcome, RowEnv
-from envs.rows import Outcomes, RowError, Rows, SerialRows
+from envs.parallel.chunk import Board, ChunkError, Outcome, RowEnv
+from envs.parallel.rows import Outcomes, RowError, Rows, SerialRows
+from envs.parallel.worker_process import GRACE_S, SPAWN, SharedArray, work
 from envs.task import TaskError
-from envs.worker_process import GRACE_S, SPAWN, SharedArray, work
 
 __all__ = ["Outcome", "Outcomes", "RowEnv", "RowError", "SerialRows", "WorkerRows"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 
-from envs.gym_env import TaskEnv
-from envs.gym_vector import VectorRows
-from envs.row_tasks import RowTasks, open_rows
-from envs.rows import Rows
+from envs.parallel.row_tasks import RowTasks, open_rows
+from envs.parallel.rows import Rows
+from envs.wrapped.env import TaskEnv
+from envs.wrapped.vector import VectorRows
 
 if TYPE_CHECKING:
     from envs.gym_tasks import GymTasks

@@ -22,9 +22,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from envs.drawer import sky
+from envs.drawing.drawer import sky
+from envs.drawing.shapes import Structure, shape_of, structure
 from envs.param import TaskError
-from envs.shapes import Structure, shape_of, structure
 
 _PATIENCE_S = 60.0
 _TRY = """

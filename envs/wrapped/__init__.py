@@ -1,0 +1,1 @@
+"""A Gymnasium environment as a simulator of tasks; ``envs.gym_tasks`` is the way in."""
