@@ -22,7 +22,7 @@ check: .venv/installed
 	$(BIN)/pyright
 
 bench: .venv/installed
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmark.py simulation
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

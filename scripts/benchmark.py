@@ -1,11 +1,9 @@
 """Side-by-side measurements behind choices made: ratios within one run, not absolute promises.
 
-python scripts/benchmark.py: simulation engines, and acting with stacked policies.
+python scripts/benchmark.py simulation: five robots on our engine and on others (5 min).
+python scripts/benchmark.py acting: policies stacked over tasks, and one after another.
 python scripts/benchmark.py keys runs/demo: which key metric tells tasks apart, in a trained run.
 """
-
-# pyright: reportAttributeAccessIssue=false
-# (MuJoCo ships no type stubs.)
 
 from __future__ import annotations
 
@@ -14,11 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import gymnasium
-import mujoco
-import numpy as np
+import simulation_rates
 import torch
-from mujoco import rollout
 from rich.table import Table
 
 from agent.assemble import load_trained
@@ -33,10 +28,8 @@ from agent.run import Run
 from agent.seeding import generator
 from agent.settings import EvaluateSettings
 from agent.train import Calibration, probe_twice
-from envs.half_cheetah import HalfCheetah
-from envs.simulation import load_gymnasium_model
 
-ROUNDS, STEPS, SIMULATIONS = 5, 100, 60
+ROUNDS = 5
 GATE = MemoryConfig().gate
 
 
@@ -49,63 +42,6 @@ def best_rates(methods: dict[str, Callable[[], int]], rounds: int = ROUNDS) -> d
             units = method()
             best[name] = max(best[name], units / (time.perf_counter() - started))
     return best
-
-
-def native_engine(actions: np.ndarray) -> Callable[[], int]:
-    """Our families on ``mujoco.batch``, observation and reward included."""
-    family = HalfCheetah(name="bench", horizon=STEPS)
-    simulators = family.open(family.sample(1, np.random.default_rng(0)), SIMULATIONS)
-
-    def run() -> int:
-        simulators.reset(0)
-        for action in actions:
-            simulators.step(action[None])
-        return actions.shape[0] * actions.shape[1]
-
-    return run
-
-
-def rollout_engine(actions: np.ndarray) -> Callable[[], int]:
-    """``mujoco.rollout`` called once a control step, with preallocated states and its own pool."""
-    model = load_gymnasium_model("half_cheetah.xml")
-    spec = mujoco.mjtState.mjSTATE_FULLPHYSICS
-    size, data = mujoco.mj_stateSize(model, spec), [mujoco.MjData(model) for _ in range(2)]
-    pool = rollout.Rollout(nthread=2)
-
-    def run() -> int:
-        state = np.zeros((SIMULATIONS, size))
-        for action in actions:
-            control = np.repeat(action[:, None], 5, axis=1)
-            states, _ = pool.rollout(model, data, state, control)
-            state = np.asarray(states)[:, -1]
-        return actions.shape[0] * actions.shape[1]
-
-    return run
-
-
-def gymnasium_engine(actions: np.ndarray) -> Callable[[], int]:
-    """Gymnasium's SyncVectorEnv of HalfCheetah-v5."""
-    envs = gymnasium.make_vec("HalfCheetah-v5", SIMULATIONS, vectorization_mode="sync")
-
-    def run() -> int:
-        envs.reset(seed=0)
-        for action in actions[:20]:
-            envs.step(action)
-        return 20 * actions.shape[1]
-
-    return run
-
-
-def engines() -> Table:
-    """Env steps per second of HalfCheetah on each engine."""
-    actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, SIMULATIONS, 6))
-    methods = {
-        "native (mujoco.batch)": native_engine(actions),
-        "mujoco.rollout, physics only": rollout_engine(actions),
-        "gymnasium SyncVectorEnv": gymnasium_engine(actions),
-    }
-    title = f"HalfCheetah, {SIMULATIONS} simulations, random actions"
-    return rate_table(title, "env steps/s", best_rates(methods))
 
 
 def acting() -> Table:
@@ -140,7 +76,7 @@ def rate_table(title: str, unit: str, rates: dict[str, float]) -> Table:
     return table
 
 
-def keys(folder: str, tasks: int = 12, probes: int = 4) -> Table:
+def keys(folder: str = "runs/demo", tasks: int = 12, probes: int = 4) -> Table:
     """Retrieval among actuator faults (train split) under two weightings of the coefficients."""
     settings = build({"run": folder}, "", EvaluateSettings)
     trained = load_trained(Run(Path(folder)), settings)
@@ -184,11 +120,18 @@ def retrieval(found: torch.Tensor) -> list[str]:
 def main() -> None:
     """Run what was asked for."""
     torch.set_num_threads(1)
-    if sys.argv[1:2] == ["keys"]:
-        console.print(keys(sys.argv[2] if len(sys.argv) > 2 else "runs/demo"))
-        return
-    console.print(engines())
-    console.print(acting())
+    match sys.argv[1:]:
+        case ["simulation"]:
+            console.print(simulation_rates.engines())
+            console.print(simulation_rates.integrators())
+        case ["acting"]:
+            console.print(acting())
+        case ["keys"]:
+            console.print(keys())
+        case ["keys", folder]:
+            console.print(keys(folder))
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":
