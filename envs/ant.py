@@ -38,7 +38,7 @@ PROMP = {"observation": [*STATE, *WORLD], "min_height": 0.0} | BEFORE_V5
 PEARL = {"observation": STATE} | BEFORE_V5
 """What the tasks of one code have in common."""
 DIRECTION_VARIANTS: Settings = {
-    "v5": {"observation": _V5},
+    "v5": {"observation": _V5, "horizon": 200},
     "finn2017": MAML_RL,
     "deleu": DELEU,
     "promp": PROMP,
@@ -49,7 +49,11 @@ DIRECTION_VARIANTS: Settings = {
 mean; promp: also learn2learn; pearl: its forward_backward. varibad, hyper and pomdp-baselines use
 the -1 or 1 that stands for backward or forward as an angle: their ants run 57.3 degrees to the
 left or to the right of x."""
-ANGLE_VARIANTS: Settings = {"v5": {"observation": _V5}, "promp": PROMP, "pearl": PEARL}
+ANGLE_VARIANTS: Settings = {
+    "v5": {"observation": _V5, "horizon": 200},
+    "promp": PROMP,
+    "pearl": PEARL,
+}
 """All directions. promp: AntRandDirec2D, also learn2learn; pearl: AntDir, whose configuration has
 two random angles to train and test on, while these are drawn afresh."""
 VELOCITY_VARIANTS: Settings = {
@@ -189,7 +193,7 @@ class Ant(SimulatedFamily):
 
     ASSET = "ant.xml"
     SIMULATORS = AntTasks
-    VARIANTS: ClassVar[Settings] = {"v5": {"observation": _V5}}
+    VARIANTS: ClassVar[Settings] = {"v5": {"observation": _V5, "horizon": 200}}
 
     ctrl_cost: Annotated[Finite, Field(ge=0)] = 0.5
     """Weight of the squared action in the reward."""

@@ -24,7 +24,7 @@ _POSITION, _TORSO = ["position", "velocity"], ["position", "velocity", "torso_po
 _COM = ["position", "velocity", "torso_com"]
 _UP_TO_2 = {"params": {"speed": {"high": 2.0}}}
 DIRECTION_VARIANTS = {
-    "v5": {"ctrl_cost": 0.1, "observation": _POSITION},
+    "v5": {"ctrl_cost": 0.1, "observation": _POSITION, "horizon": 100},
     "finn2017": {"ctrl_cost": 0.05, "observation": _COM, "horizon": 200},
     "promp": {"ctrl_cost": 0.05, "observation": _POSITION, "horizon": 100},
     "deleu": {"ctrl_cost": 0.05, "observation": _TORSO, "horizon": 100},

@@ -35,7 +35,7 @@ _WITH_WORLD = [
 # The step on which it falls is paid the healthy reward before gymnasium's v5, and not in it.
 _BEFORE_V5 = {"observation": _WITH_WORLD, "pays_fall": True, "horizon": 200}
 DIRECTION_VARIANTS: Settings = {
-    "v5": {"observation": _V5},
+    "v5": {"observation": _V5, "horizon": 200},
     "promp": _BEFORE_V5,
     "varibad": _BEFORE_V5,
     "pearl": _BEFORE_V5 | {"pool": {"train": 100, "heldout": 30}},
@@ -148,7 +148,7 @@ class Humanoid(SimulatedFamily):
 
     ASSET = "humanoid.xml"
     SIMULATORS = HumanoidTasks
-    VARIANTS: ClassVar[Settings] = {"v5": {"observation": _V5}}
+    VARIANTS: ClassVar[Settings] = {"v5": {"observation": _V5, "horizon": 200}}
 
     speed_reward: Annotated[Finite, Field(ge=0)] = 1.25
     """Weight of the speed (m/s) in the reward."""

@@ -134,7 +134,7 @@ class Reacher(SimulatedFamily):
 
     ASSET = "reacher.xml"
     SIMULATORS = ReacherTasks
-    VARIANTS: ClassVar[Settings] = {"v5": {"observation": SEEN}}
+    VARIANTS: ClassVar[Settings] = {"v5": {"observation": SEEN, "horizon": 50}}
 
     frame_skip: Annotated[int, Field(ge=1)] = 2
     """Physics steps (10 ms) per control step."""
@@ -151,7 +151,7 @@ class ReacherGoal(Reacher):
     """
 
     SIMULATORS = ReacherGoalTasks
-    VARIANTS: ClassVar[Settings] = {"hidden": {"observation": SEEN_WITHOUT_TARGET}}
+    VARIANTS: ClassVar[Settings] = {"hidden": {"observation": SEEN_WITHOUT_TARGET, "horizon": 50}}
     PARAMS: ClassVar[Settings] = {
         "goal_distance": {
             "to": "attr:goal_distance",

@@ -56,7 +56,7 @@ class Swimmer(SimulatedFamily):
 
     ASSET = "swimmer.xml"
     SIMULATORS = SwimmerTasks
-    VARIANTS: ClassVar[Settings] = {"v5": {}}
+    VARIANTS: ClassVar[Settings] = {"v5": {"horizon": 200}}
 
     frame_skip: Annotated[int, Field(ge=1)] = 4
     """Physics steps (10 ms) per control step."""
@@ -69,7 +69,7 @@ class SwimmerVel(Swimmer):
     """Swimming at a hidden speed, which is not observed."""
 
     SIMULATORS = SwimmerVelTasks
-    VARIANTS: ClassVar[Settings] = {"promp": {}}
+    VARIANTS: ClassVar[Settings] = {"promp": {"horizon": 200}}
     PARAMS: ClassVar[Settings] = {
         "speed": {"to": "attr:speed", "low": 0.1, "high": 0.2, "ood": [0.2, 0.3]}
     }

@@ -142,7 +142,7 @@ class Walker(SimulatedFamily):
     """What Hopper and Walker2d share: paid for speed and for not falling."""
 
     SIMULATORS = WalkerTasks
-    VARIANTS: ClassVar[Settings] = {"v5": {}}
+    VARIANTS: ClassVar[Settings] = {"v5": {"horizon": 200}}
 
     frame_skip: Annotated[int, Field(ge=1)] = 4
     """Physics steps (2 ms) per control step."""
@@ -248,8 +248,9 @@ class Walker2dVel(Walker2d):
     SIMULATORS = WalkerVelTasks
     PARAMS: ClassVar[Settings] = SPEED
     VARIANTS: ClassVar[Settings] = {
-        "v5": {},
+        "v5": {"horizon": 200},
         "promp": {
+            "horizon": 200,
             "frame_skip": 8,
             "healthy_reward": 15.0,
             "pays_fall": True,

@@ -17,6 +17,7 @@ from agent.rollout import TaskBatch
 from agent.seeding import generator, torch_generator
 from agent.settings import ContinualSettings, TrainSettings
 from agent.train import make_policy, new_learner
+from envs.registration import ids
 from envs.task import TaskDistribution
 from envs.testing import FamilyContract
 
@@ -126,3 +127,32 @@ def test_the_seeds_of_purposes_are_independent():
     assert len(set(draws.values())) == len(draws)
     assert generator(0, "train", 1).integers(2**60) != generator(0, "train", 2).integers(2**60)
     assert torch_generator(1, "init").initial_seed() == torch_generator(1, "init").initial_seed()
+
+
+def test_every_family_is_a_yaml_file_and_an_id():
+    """The two ways in stand for the same class and the same settings."""
+    for name, settings in ids().items():
+        made = settings["name"]
+        if made.endswith("_fast") and made not in names("env"):
+            continue  # a YAML for some of them; env.integrator=implicitfast for all
+        module, _, cls = settings["family"].partition(":")
+        built = family(made)
+        assert f"{type(built).__module__}:{type(built).__name__}" == f"{module}:{cls}", name
+        assert built.name == made
+        assert getattr(built, "integrator", None) == settings.get(
+            "integrator", getattr(type(built), "integrator", None)
+        )
+    native = {type(family(name)).__name__ for name in names("env")}
+    listed = {s["family"].partition(":")[2] for s in ids().values()}
+    assert native - listed == {"GymTasks", "MetaWorld", "HalfCheetah"}
+
+
+@pytest.mark.parametrize("name", [n for n in names("env") if "_dir_" not in n])
+def test_a_variant_brings_all_of_its_settings(name: str):
+    """A YAML file's own settings must not stand in the way of what was published."""
+    for variant, settings in getattr(type(family(name)), "VARIANTS", {}).items():
+        chosen = build(configure("train", [f"env={name}", f"env.variant={variant}"])["env"], "env")
+        for key, value in settings.items():
+            if key not in ("params", "observation"):
+                assert getattr(chosen, key) == value or dict(getattr(chosen, key)) == value
+        assert "horizon" in settings and chosen.variant == variant

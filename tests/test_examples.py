@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,11 +11,11 @@ import pytest
 
 from agent.cli import main
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "my_robot"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def test_a_robot_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(EXAMPLE)
+    monkeypatch.chdir(EXAMPLES / "my_robot")
     path = list(sys.path)
     common = ["--config-dir", "conf", "import_path=[.]"]
     train = ["train", *common, "env=my_robot", f"run={tmp_path / 'cart'}", "batch.tasks=4"]
@@ -24,3 +26,24 @@ def test_a_robot_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert main(live) == 0
     assert (tmp_path / "life" / "summary.json").is_file()
     sys.path[:] = path
+
+
+def test_a_robot_with_a_model_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(EXAMPLES / "my_arm")
+    path = list(sys.path)
+    common = ["--config-dir", "conf", "import_path=[.]", "env=my_arm"]
+    run = f"run={tmp_path / 'arm'}"
+    assert main(["check_env", *common]) == 0
+    train = ["train", *common, "learner=maml", run, "batch.tasks=4", "calibration.tasks=8"]
+    assert main([*train, "budget.env_steps=3000"]) == 0
+    assert main(["evaluate", run, "evaluation.tasks=2", "evaluation.draws=1"]) == 0
+    result = json.loads((tmp_path / "arm" / "evaluation.json").read_text())
+    assert result["family"] == "my_arm"
+    sys.path[:] = path
+
+
+def test_the_tests_that_the_example_shows_pass():
+    """In a process of their own, as a user would run them."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
+    done = subprocess.run(command, cwd=EXAMPLES / "my_arm", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from envs.param import TaskError
+
 _log = logging.getLogger("engram.rows")
 # A longer message or traceback is cut: together they have to fit into a pipe at once.
 _MOST_CHARACTERS = (1_000, 8_000)
@@ -165,6 +167,8 @@ class Chunk:
             yield
         except _RefusedError as error:
             raise ChunkError(self._row, *error.args) from error
+        except TaskError as error:  # ours, which speaks for itself
+            raise ChunkError(self._row, str(error), "a setting of the family") from error
         except (Exception, SystemExit) as error:  # whatever a user's code may raise
             raise ChunkError.of(error, self._row, cause) from error
         self._at[0] = -1
