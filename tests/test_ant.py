@@ -145,7 +145,7 @@ def test_another_body_and_world_equal_gymnasiums_changed_alike(foot: float):
 
 # Weight of the squared action, healthy reward, entries observed, steps; all but v5's pay a fall.
 DIRECTIONS = {
-    "v5": (0.5, 1.0, 105, 100),
+    "v5": (0.5, 1.0, 105, 200),
     "finn2017": (0.005, 0.05, 125, 200),
     "deleu": (0.005, 0.05, 125, 100),
     "promp": (0.5, 1.0, 111, 200),

@@ -21,6 +21,7 @@ from envs.half_cheetah import HalfCheetah, HalfCheetahBody, HalfCheetahTasks, Ha
 from envs.model_fields import write_field, write_one_model
 from envs.simulation import gymnasium_asset, load_gymnasium_model
 from envs.task import Param, Task, TaskError
+from envs.walkers import Hopper
 
 ROOT = Path(__file__).parent.parent
 MOTORS = ["bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot"]
@@ -391,6 +392,56 @@ def test_inertia_with_parameters_of_its_own_is_not_scaled_by_the_mass():
     expected = sims.model.body_inertia[torso] * [1.0, 2.0, 1.0]
     assert np.array_equal(sims.read_model("body_inertia")[0, torso], expected)
     assert sims.read_model("body_mass")[0, torso] == 3.0 * sims.model.body_mass[torso]
+
+
+BUMPER = """<mujoco><worldbody><body name="b"> <freejoint/>
+    <geom name="ball" type="sphere" size=".1" mass="{mass}" pos="{geom}"/>
+    <geom name="arm" type="capsule" size=".1" mass="1" fromto="0 0 0 1 0 0"/>
+    <site name="s" pos="{site}"/> <inertial pos="{com}" mass="1" diaginertia="1 2 3"/>
+    </body></worldbody></mujoco>"""
+
+
+@pytest.mark.parametrize(
+    ("field", "place"), [("geom_pos[ball", "geom"), ("site_pos[s", "site"), ("body_ipos[b", "com")]
+)
+def test_a_pose_that_the_compiler_had_left_out_is_read_again(field: str, place: str):
+    """What stands in its body's own frame is flagged by MuJoCo, and its pose then never read."""
+    poses = {"geom": "0 0 0", "site": "0 0 0", "com": ".5 0 0", "mass": 0}
+    nominal = mujoco.MjModel.from_xml_string(BUMPER.format(**poses))
+    moved = mujoco.MjModel.from_xml_string(BUMPER.format(**poses | {place: ".3 .2 .1"}))
+    model = copy.copy(nominal)
+    write_one_model(
+        model, nominal, [(f"model:{field},{i}]", "set", x) for i, x in enumerate((0.3, 0.2, 0.1))]
+    )
+    found = []
+    for each in (model, moved, nominal):
+        data = mujoco.MjData(each)
+        mujoco.mj_setConst(each, data)
+        mujoco.mj_forward(each, data)
+        places = (data.geom_xpos, data.site_xpos, data.xipos)
+        found.append(np.concatenate([each.ravel() for each in places]))
+    assert np.allclose(found[0], found[1], atol=1e-15)
+    assert not np.allclose(found[0], found[2])
+
+
+def test_a_pose_is_read_again_in_the_native_engine_too():
+    """The hopper's torso capsule stands in its body's frame."""
+    pose = Param(to="model:geom_pos[torso_geom,0]", low=-1.0, high=1.0)
+    family = Hopper(name="hopper", horizon=5, params={"place": pose})
+    sims: Any = family.open([task(place=0.0), task(place=0.3)], 1)
+    sims.reset(0)
+    for row, place in enumerate((0.0, 0.3)):
+        _, data = sims.look(row)
+        torso, body = data.geom("torso_geom").xpos, data.body("torso").xpos
+        assert torso[0] - body[0] == pytest.approx(place, abs=0.01)
+
+
+def test_a_centre_of_mass_that_the_structure_relies_on_is_refused():
+    xml = """<mujoco><worldbody><body name="b"><joint type="slide"/><geom size=".1"/></body>
+    </worldbody></mujoco>"""
+    model = mujoco.MjModel.from_xml_string(xml)
+    with pytest.raises(TaskError, match="mass is at its origin"):
+        write_one_model(copy.copy(model), model, [("model:body_ipos[b,0]", "add", 0.1)])
 
 
 def test_a_geoms_bounds_follow_its_size_as_the_compiler_would_have_them():
