@@ -40,20 +40,6 @@ _SPHERE, _CAPSULE, _ELLIPSOID, _CYLINDER, _BOX = (
     )
 )
 
-# Where MuJoCo's compiler notes that one frame equals another, so that its pose is never read.
-_SAME_FRAME = {
-    "geom_pos": "geom_sameframe",
-    "geom_quat": "geom_sameframe",
-    "site_pos": "site_sameframe",
-    "site_quat": "site_sameframe",
-    "body_ipos": "body_sameframe",
-    "body_iquat": "body_sameframe",
-}
-_SAME_AS_INERTIA = (
-    int(mujoco.mjtSameFrame.mjSAMEFRAME_INERTIA),
-    int(mujoco.mjtSameFrame.mjSAMEFRAME_INERTIAROT),
-)
-
 Rows = Callable[[str], np.ndarray]
 """Gives the writable array ``[B, ...]`` of a model field by name (options: ``opt.gravity``)."""
 
@@ -74,35 +60,6 @@ def couples_inertia(params: Mapping[str, Param]) -> bool:
     """
     targets = [target for param in params.values() for target in param.targets]
     return not any(target.startswith("model:body_inertia") for target in targets)
-
-
-def make_changeable(model: mujoco.MjModel, targets: Sequence[str]) -> None:
-    """Undo the shortcuts of MuJoCo's compiler that would hide a change of these targets.
-
-    Boxes around several geoms (the mid-phase) are compiled for their sizes; a geom, a site or a
-    centre of mass in the very frame of its body is flagged, and its own pose then never read.
-
-    Raises:
-        TaskError: A centre of mass that the structure of the mass matrix relies on.
-    """
-    for target in targets:
-        match = _TARGET.match(target.removeprefix("model:"))
-        if match is None or not target.startswith("model:"):
-            continue
-        name = match["field"]
-        if name == "geom_size":
-            model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_MIDPHASE)
-        if name in _SAME_FRAME:
-            index = _index(target, model, match, np.asarray(getattr(model, name)))[:1]
-            if name.startswith("body_i") and np.any(model.body_simple[index or slice(1, None)]):
-                raise TaskError(
-                    f"{target!r}: MuJoCo has compiled this body as one whose mass is at its origin;"
-                    " give it an <inertial> that is a little off it in the XML"
-                )
-            getattr(model, _SAME_FRAME[name])[index] = 0
-            if name.startswith("body_i"):
-                for flags in (model.geom_sameframe, model.site_sameframe):
-                    flags[np.isin(flags, _SAME_AS_INERTIA)] = 0  # they would move along
 
 
 def write_field(
@@ -180,7 +137,8 @@ def write_one_model(
 
     for target, op, value in changes:
         write_field(target, op, np.array([value]), nominal, rows, couple_inertia=couple_inertia)
-    make_changeable(model, [target for target, _, _ in changes])
+        if target.startswith("model:geom_size"):  # see ``simulation.load_model``
+            model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_MIDPHASE)
     for name, number in numbers.items():
         setattr(model.opt, name, float(number[0]))
 

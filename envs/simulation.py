@@ -25,7 +25,7 @@ from mujoco import batch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from envs.model_fields import couples_inertia, make_changeable, naming, write_field
+from envs.model_fields import couples_inertia, naming, write_field
 from envs.param import apply_op
 from envs.task import Task, TaskDistribution, TaskError, VectorTasks
 from envs.variants import Settings, complete
@@ -50,7 +50,7 @@ _CONTACT_SENSOR = "engram_contact_forces"
 def load_model(
     path: Path,
     integrator: Integrator = "model",
-    targets: tuple[str, ...] = (),
+    resized: bool = False,
     contact_sensor: bool = False,
 ) -> mujoco.MjModel:
     """A compiled model, shared by all who ask for the same; nobody may write to it.
@@ -58,7 +58,7 @@ def load_model(
     Args:
         path: XML file.
         integrator: What to replace the model's own by.
-        targets: What tasks will change in it.
+        resized: Whether geoms will change in size, which MuJoCo's mid-phase would not notice.
         contact_sensor: Whether ``mj_step`` shall compute contact forces.
     """
     if contact_sensor:
@@ -72,7 +72,8 @@ def load_model(
         model = spec.compile()
     else:
         model = mujoco.MjModel.from_xml_path(str(path))
-    make_changeable(model, targets)
+    if resized:
+        model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_MIDPHASE)
     if integrator != "model":
         model.opt.integrator = getattr(mujoco.mjtIntegrator, f"mjINT_{integrator.upper()}")
     return model
@@ -364,11 +365,12 @@ class SimulatedFamily(TaskDistribution):
     def model(self) -> mujoco.MjModel:
         """The nominal model."""
         path = gymnasium_asset(self.ASSET)
-        targets = tuple(target for param in self.params.values() for target in param.targets)
-        plain = load_model(path, self.integrator, targets)
+        targets = [target for param in self.params.values() for target in param.targets]
+        resized = any(target.startswith("model:geom_size") for target in targets)
+        plain = load_model(path, self.integrator, resized)
         rk4 = int(plain.opt.integrator) == int(mujoco.mjtIntegrator.mjINT_RK4)
         if self.needs_contact_forces and not rk4:
-            return load_model(path, self.integrator, targets, contact_sensor=True)
+            return load_model(path, self.integrator, resized, contact_sensor=True)
         return plain
 
     @functools.cached_property

@@ -405,7 +405,7 @@ BUMPER = """<mujoco><worldbody><body name="b"> <freejoint/>
     ("field", "place"), [("geom_pos[ball", "geom"), ("site_pos[s", "site"), ("body_ipos[b", "com")]
 )
 def test_a_pose_that_the_compiler_had_left_out_is_read_again(field: str, place: str):
-    """What stands in its body's own frame is flagged by MuJoCo, and its pose then never read."""
+    """MuJoCo flags what stands in its body's own frame; only ``mj_setConst`` looks again."""
     poses = {"geom": "0 0 0", "site": "0 0 0", "com": ".5 0 0", "mass": 0}
     nominal = mujoco.MjModel.from_xml_string(BUMPER.format(**poses))
     moved = mujoco.MjModel.from_xml_string(BUMPER.format(**poses | {place: ".3 .2 .1"}))
@@ -434,14 +434,6 @@ def test_a_pose_is_read_again_in_the_native_engine_too():
         _, data = sims.look(row)
         torso, body = data.geom("torso_geom").xpos, data.body("torso").xpos
         assert torso[0] - body[0] == pytest.approx(place, abs=0.01)
-
-
-def test_a_centre_of_mass_that_the_structure_relies_on_is_refused():
-    xml = """<mujoco><worldbody><body name="b"><joint type="slide"/><geom size=".1"/></body>
-    </worldbody></mujoco>"""
-    model = mujoco.MjModel.from_xml_string(xml)
-    with pytest.raises(TaskError, match="mass is at its origin"):
-        write_one_model(copy.copy(model), model, [("model:body_ipos[b,0]", "add", 0.1)])
 
 
 def test_a_geoms_bounds_follow_its_size_as_the_compiler_would_have_them():
