@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from agent.losses import clipped_surrogate, surrogate
+from agent.memory.use import FunctionRecall
 from agent.policy import GaussianMlp
 from agent.types import Recall, Trajectories
 
@@ -29,20 +30,25 @@ from agent.types import Recall, Trajectories
 class Pull:
     """Strength beta of the pull towards recalled policies at step n = 0, 1, 2, ... of a visit."""
 
-    kind: Literal["none", "constant", "decay"] = "none"
-    """``constant``, the literal rule, is biased and caps gains; ``decay`` fades with evidence."""
+    kind: Literal["none", "constant", "decay", "harmonic", "posterior", "function"] = "none"
+    """``constant``, the literal rule, is biased and caps gains. ``decay`` halves beta every so many
+    steps. ``harmonic`` is beta * h / (h + n), as the weight of a prior fades with evidence; so do
+    ``posterior``, which pulls towards whatever of the posterior lies near, "none of these"
+    included, and ``function``, which pulls what the policy does, not its parameters."""
     beta: Annotated[float, Field(ge=0, le=1)] = 0.3
     """beta of a visit's first step."""
     halving_steps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """``decay``: steps after which beta has halved."""
+    """h, of all kinds but ``constant``: steps after which beta has first halved."""
 
     def at(self, step: int) -> float:
         """Beta for step ``step``."""
         if self.kind == "none":
             return 0.0
-        return (
-            self.beta if self.kind == "constant" else self.beta * 0.5 ** (step / self.halving_steps)
-        )
+        if self.kind == "constant":
+            return self.beta
+        if self.kind == "decay":
+            return self.beta * 0.5 ** (step / self.halving_steps)
+        return self.beta * self.halving_steps / (self.halving_steps + step)
 
 
 class Adapter(Protocol):
@@ -63,11 +69,29 @@ class Adapter(Protocol):
 def pulled(params: Tensor, moved: Tensor, recall: Recall | None, beta: float) -> Tensor:
     """Add ``beta * sum_i w_i (theta_i - theta)``, taken at ``params``, to ``moved``.
 
-    With beta = 0 or no recall, ``moved`` itself.
+    With beta = 0, no recall, or one of functions (see ``attracted``), ``moved`` itself.
     """
-    if recall is None or beta == 0.0:
+    if recall is None or beta == 0.0 or isinstance(recall, FunctionRecall):
         return moved
     return moved + beta * recall.pull(params)
+
+
+def attracted(
+    loss: Tensor,
+    policy: GaussianMlp,
+    point: Tensor,
+    episodes: Trajectories,
+    recall: Recall | None,
+    beta: float,
+) -> Tensor:
+    """Add ``beta * sum_i w_i KL(pi_i || pi_theta)`` to a ``loss [T]`` at ``point [T, P]``.
+
+    Only where functions were recalled: the pull for rows of another lineage or size, which has no
+    meaning in parameters.
+    """
+    if beta == 0.0 or not isinstance(recall, FunctionRecall):
+        return loss
+    return loss + beta * recall.divergence(policy, point, episodes)
 
 
 @dataclasses.dataclass
@@ -94,9 +118,10 @@ class GradientAdapter:
         with torch.enable_grad():
             point = params if params.requires_grad else params.detach().requires_grad_(True)
             # Tasks are independent, so the rows of the sum's gradient are too.
-            loss = surrogate(policy, point, episodes).sum()
+            loss = surrogate(policy, point, episodes)
+            loss = attracted(loss, policy, point, episodes, recall, beta)
             (gradient,) = torch.autograd.grad(
-                loss, point, create_graph=differentiate and not self.first_order
+                loss.sum(), point, create_graph=differentiate and not self.first_order
             )
         return pulled(params, params - self.rates * gradient, recall, beta)
 
@@ -137,7 +162,7 @@ class PpoAdapter:
         for epoch in range(self.epochs):
             for part in self._parts(episodes, epoch):
                 n += 1
-                gradient = self._gradient(policy, point, part)
+                gradient = self._gradient(policy, point, part, recall, beta)
                 mean = b1 * mean + (1 - b1) * gradient
                 square = b2 * square + (1 - b2) * gradient.square()
                 direction = (mean / (1 - b1**n)) / ((square / (1 - b2**n)).sqrt() + 1e-8)
@@ -150,10 +175,18 @@ class PpoAdapter:
         size = -(-len(order) // self.minibatches)
         return [episodes.episodes(order[i : i + size]) for i in range(0, len(order), size)]
 
-    def _gradient(self, policy: GaussianMlp, point: Tensor, part: Trajectories) -> Tensor:
+    def _gradient(
+        self,
+        policy: GaussianMlp,
+        point: Tensor,
+        part: Trajectories,
+        recall: Recall | None,
+        beta: float,
+    ) -> Tensor:
         with torch.enable_grad():
             leaf = point.clone().requires_grad_(True)
-            loss = clipped_surrogate(policy, leaf, part, self.clip).sum()
-            (gradient,) = torch.autograd.grad(loss, leaf)
+            loss = clipped_surrogate(policy, leaf, part, self.clip)
+            loss = attracted(loss, policy, leaf, part, recall, beta)
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         norm = gradient.norm(dim=1, keepdim=True)
         return gradient * (self.max_grad_norm / norm.clamp(min=self.max_grad_norm))

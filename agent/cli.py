@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ COMMANDS = {
     "evaluate": "adapt to held-out tasks and tabulate the returns",
     "continual": "live through a stream of visits, with and without memory",
     "report": "write a run folder's report.html",
+    "memory": "look after a memory on disk: list, show, export, merge, prune, verify, map",
     "check_env": "is this environment fit to be learned on? findings and suggestions",
     "show_env": "pictures of an environment's tasks and a film of an episode, without a screen",
 }
@@ -38,11 +41,14 @@ _EXAMPLES = {
     "continual": "engram continual stream=cheetah_faults "
     "'agents=[engram,meta_init,finetune]' run=runs/faults",
     "report": "engram report run=runs/demo",
+    "memory": "engram memory list runs/demo   (or show, export, import, merge, prune, verify, map)",
     "check_env": "engram check_env --config-dir ~/confs env=my_robot",
     "show_env": "engram show_env env=ant_goal out=pictures",
 }
 _FOLDER = Path(__file__).resolve().parent
 _BAD_CONFIG, _FAILED, _INTERRUPTED = 2, 1, 130
+_ELSEWHERE = {"memory": "agent.memory_tools"}
+"""Modules of the commands that are not in ``agent.commands``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help(command))
         return 0
     try:
-        config = configure(command, arguments[1:])
+        words, rest = _words(command, arguments[1:])
+        config = configure(command, rest) | words
         if "--cfg" in arguments:
             print(OmegaConf.to_yaml(config), end="")
             return 0
@@ -79,7 +86,8 @@ def run_command(command: str, config: dict[str, Any], typed: str) -> int:
     from agent.progress import Stopped
 
     try:
-        getattr(commands, command)(config, typed)
+        module = importlib.import_module(_ELSEWHERE.get(command, "agent.commands"))
+        getattr(module, command)(config, typed)
     except Stopped as stopped:
         print(stopped)
         return stopped.exit_code
@@ -104,6 +112,21 @@ def configure(command: str, arguments: Sequence[str]) -> dict[str, Any]:
             nodes = [f"+agent@agent.{name}={name}" for name in config["agents"]]
             config = _compose(command, [*search, *nodes, *overrides])
         return config
+
+
+def _words(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """``engram memory ACTION FOLDER ...``: what need not be written as key=value, and the rest."""
+    if command != "memory":
+        return {}, list(arguments)
+    rest = list(arguments)
+    words = [rest.pop(0) for _ in takewhile(_is_word, arguments)]
+    given: dict[str, Any] = {"action": words[0]} if words else {}
+    return given | ({"folders": words[1:]} if words[1:] else {}), rest
+
+
+def _is_word(argument: str) -> bool:
+    """A path may hold '='; a setting is a name, then '='."""
+    return not argument.startswith("-") and not re.match(r"[+~]*[a-z_.]+=", argument)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

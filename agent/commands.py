@@ -24,7 +24,7 @@ from agent.config import build
 from agent.continual.cohort import Cohort, live_all, summarise
 from agent.evaluate import evaluate as evaluate_learner
 from agent.files import BadFileError
-from agent.memory.keys import IndistinguishableTasksError
+from agent.memory.key.base import IndistinguishableTasksError
 from agent.progress import console
 from agent.run import CorruptCheckpointError, Run, RunError, write_json
 from agent.settings import (
@@ -131,8 +131,8 @@ def continual(config: Config, typed: str) -> None:
     trained = load_trained(init, settings)
     check_not_oracle(trained.learner, f"init={settings.init}")
     check_fits(trained.family, family)
-    metric = training.load_key_metric(init, trained.learner.policy.device)
-    cohort = Cohort(stream, family, trained.learner, metric, run)
+    probes = training.load_probes(init, trained.learner)
+    cohort = Cohort(stream, family, trained.learner, probes, run)
     with run.lock():
         run.describe(config, "continual.yaml")
         lives = live_all(agents, settings.seeds, cohort)

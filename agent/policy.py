@@ -108,6 +108,8 @@ class GaussianMlp:
         self._layers = list(pairwise(sizes))
         self.num_params = sum((i + 1) * o for i, o in self._layers) + action_size
         """P."""
+        self.segments = [n for i, o in self._layers for n in (i * o, o)] + [action_size]
+        """How P divides: weights and biases of each layer, then the log-stds."""
 
     def init(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters ``[P]``: orthogonal layers, a small last one, zero biases."""

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agent.policy import GaussianMlp
+from agent.memory.guard import Guard
+from agent.policy import DiagonalGaussian, GaussianMlp
 from agent.types import Trajectories
 from envs.task import Task, TaskDistribution
 
@@ -58,8 +59,13 @@ class TaskBatch:
         return self.simulators.physics_s
 
     @torch.no_grad()
-    def collect(self, params: Tensor, deterministic: bool = False) -> Trajectories:
-        """Run E whole episodes of each task with that task's parameters ``[T, P]``."""
+    def collect(
+        self, params: Tensor, deterministic: bool = False, guard: Guard | None = None
+    ) -> Trajectories:
+        """Run E whole episodes of each task with that task's parameters ``[T, P]``.
+
+        An episode that ``guard`` stops goes on with its fallback; ``switched`` says from where.
+        """
         shape = (len(self.tasks), self.episodes, self._family.horizon)
         seed, noise_seed = (int(s) for s in self._rng.integers(2**62, size=2))
         noise = self._noise((shape[2], *shape[:2], self.policy.action_size), noise_seed)
@@ -69,9 +75,13 @@ class TaskBatch:
         terminated = np.zeros(shape[:2], dtype=bool)
         current, diverged = self._seen(self.simulators.reset(seed))
         alive = ~diverged
+        watch = None if guard is None else guard.watch(self.episodes, shape[2])
         for h in range(shape[2]):
             obs[:, :, h] = current
             distribution = self.policy(params, self._tensor(current))
+            if guard is not None and watch is not None and watch.tripped.any():
+                instead = self.policy(guard.fallback, self._tensor(current))
+                distribution = _where(watch.tripped, instead, distribution)
             action = distribution.mean
             if not deterministic:
                 action = action + noise[h] * distribution.log_std.exp()
@@ -86,6 +96,14 @@ class TaskBatch:
             diverged |= alive & broken  # what happens after an episode's end cannot spoil it
             terminated |= alive & ended
             alive &= ~(ended | truncated | diverged)
+            if watch is not None:
+                watch.step(
+                    self._tensor(obs[:, :, h]),
+                    action,
+                    self._tensor(reward[:, :, h]),
+                    self._tensor(current),
+                    self._bool(alive),
+                )
         mask[diverged], obs[diverged], current[diverged] = 0.0, 0.0, 0.0
         reward[mask == 0] = 0.0
         success = self.simulators.success
@@ -96,11 +114,10 @@ class TaskBatch:
             reward=self._tensor(reward),
             mask=self._tensor(mask),
             final_obs=self._tensor(current),
-            terminated=torch.as_tensor(terminated, device=self.policy.device),
-            diverged=torch.as_tensor(diverged, device=self.policy.device),
-            success=None
-            if success is None
-            else torch.as_tensor(success, device=self.policy.device),
+            terminated=self._bool(terminated),
+            diverged=self._bool(diverged),
+            success=None if success is None else self._bool(success),
+            switched=None if watch is None else watch.switched,
         )
 
     def actor(self, params: Tensor) -> Callable[[np.ndarray], np.ndarray]:
@@ -142,3 +159,16 @@ class TaskBatch:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(array, dtype=torch.float32, device=self.policy.device)
+
+    def _bool(self, array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, device=self.policy.device)
+
+
+def _where(
+    tripped: Tensor, instead: DiagonalGaussian, planned: DiagonalGaussian
+) -> DiagonalGaussian:
+    """``instead`` where ``tripped [T, E]``."""
+    return DiagonalGaussian(
+        torch.where(tripped[..., None], instead.mean, planned.mean),
+        torch.where(tripped[..., None], instead.log_std, planned.log_std),
+    )

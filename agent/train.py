@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from agent.learners.base import MetaLearner, Metrics
-from agent.memory.keys import IndistinguishableTasksError, KeyMetric, task_coefficients
+from agent.memory.key.base import IndistinguishableTasksError
+from agent.memory.key.likelihood import Likelihood
+from agent.memory.probes import TrainingProbes
 from agent.policy import GaussianMlp, PolicyConfig
 from agent.progress import Live, Stopped, console, stop_on_signals
 from agent.rollout import TaskBatch
@@ -40,7 +41,7 @@ class Budget:
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Calibration:
-    """Probes of training tasks, once, at the end, from which the key metric is estimated."""
+    """Probes of training tasks, once, at the end, on which any key of the memory is fitted."""
 
     tasks: Annotated[int, Field(ge=8)] = 100
     """Training tasks, each probed twice."""
@@ -130,19 +131,18 @@ def _calibrated(
     seed: int,
     progress: dict[str, Any],
 ) -> dict[str, Any]:
-    """The last checkpoint of a run, with its key metric, or with the reason why it has none."""
+    """The last checkpoint of a run, with its probes, and the reason if tasks look all alike."""
     state, earlier = learner.state_dict(), progress.get("key_steps", 0)
     facts = {"key_at": progress["iteration"], "key_steps": earlier, "key_failure": None}
     if not learner.sees_task:  # an oracle needs no keys
-        first, second, steps = probe_twice(learner, family, calibration, seed)
+        probes, steps = probe_twice(learner, family, calibration, seed)
         facts["key_steps"] += steps
+        state |= {f"probes.{name}": value for name, value in probes.state_dict().items()}
         try:
-            state["key_metric"] = KeyMetric.fit(first, second).weight
+            probes.fit(Likelihood())
         except IndistinguishableTasksError as error:
             facts["key_failure"] = str(error)
-            console.print(
-                f"[yellow]No key metric[/]: {error}. Evaluation works, the memory will not."
-            )
+            console.print(f"[yellow]No key[/]: {error}. Evaluation works, the memory will not.")
     run.checkpoints.save(state, progress | facts)
     return progress | facts
 
@@ -157,35 +157,38 @@ def restore(learner: MetaLearner, run: Run) -> dict[str, Any] | None:
     return progress
 
 
-def load_key_metric(run: Run, device: torch.device) -> KeyMetric:
-    """The key metric that a finished training run has estimated."""
+def load_probes(run: Run, learner: MetaLearner) -> TrainingProbes:
+    """The probes of training tasks that a finished training run has made.
+
+    Raises:
+        IndistinguishableTasksError: The memory could not tell the training tasks apart.
+        FileNotFoundError: The run is not finished.
+    """
     saved = run.checkpoints.load()
-    if saved is not None and "key_metric" in saved[0]:
-        return KeyMetric(saved[0]["key_metric"].to(device))
-    if saved is not None and saved[1].get("key_failure"):
-        raise IndistinguishableTasksError(
-            f"{run.folder} has no key metric: {saved[1]['key_failure']}"
+    own = {} if saved is None else saved[0]
+    state = {n.removeprefix("probes."): v for n, v in own.items() if n.startswith("probes.")}
+    if not state or saved is None:
+        raise FileNotFoundError(
+            f"{run.folder}: holds no finished meta-training (no probes in its checkpoint); run the "
+            "training command for this folder to its end first"
         )
-    raise FileNotFoundError(
-        f"{run.folder}: holds no finished meta-training (no key metric in its checkpoint); run the "
-        "training command for this folder to its end first"
-    )
+    if saved[1].get("key_failure"):
+        raise IndistinguishableTasksError(f"{run.folder} has no key: {saved[1]['key_failure']}")
+    return TrainingProbes.from_state(state, learner.policy.normalizer)
 
 
 def probe_twice(
     learner: MetaLearner, family: TaskDistribution, config: Calibration, seed: int
-) -> tuple[Tensor, Tensor, int]:
-    """Coefficients ``[M, D]`` of two probes each of M training tasks, and the env steps taken."""
+) -> tuple[TrainingProbes, int]:
+    """Two probes each of M training tasks, and the env steps taken."""
     rng = generator(seed, "calibration")
     tasks = family.sample(config.tasks, rng, "train")
     params = learner.theta.detach().expand(len(tasks), -1)
+    given = torch.as_tensor(family.describe(tasks), dtype=torch.float32, device=params.device)
     with TaskBatch(family, tasks, config.episodes, learner.policy, rng) as batch:
-        first, second = (_coefficients(learner, batch, params) for _ in range(2))
-        return first, second, batch.steps_used
-
-
-def _coefficients(learner: MetaLearner, batch: TaskBatch, params: Tensor) -> Tensor:
-    return task_coefficients(batch.collect(params), learner.policy.normalizer)
+        first, second = (batch.collect(params) for _ in range(2))
+        probes = TrainingProbes((first, second), given, learner.policy.normalizer)
+        return probes, batch.steps_used
 
 
 def _advance(progress: dict[str, Any], metrics: Metrics) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Trajectories:
     """``[T, E]`` bool: reached the task's goal at any step; None where the family has no goal."""
     advantage: Tensor | None = None
     """``[T, E, H]``, normalised per task; set by ``advantage.estimate``."""
+    switched: Tensor | None = None
+    """``[T, E]`` first step acted by a guard's fallback, H where there is none; None: no guard."""
 
     def __post_init__(self) -> None:
         """Check the shapes once, so that nothing downstream broadcasts by accident."""
@@ -56,7 +58,7 @@ class Trajectories:
             shapes = {
                 f.name: tuple(getattr(self, f.name).shape)
                 for f in fields(self)
-                if f.name not in ("advantage", "success")
+                if f.name not in ("advantage", "success", "switched")
             }
             raise ValueError(f"trajectories must agree in [T, E, H], got {shapes}")
 
@@ -85,10 +87,38 @@ class Trajectories:
 
     def joined(self, more: Trajectories) -> Trajectories:
         """These episodes and ``more`` of the same tasks, without advantages."""
+        both = (self, more)
+        if (self.switched is None) != (more.switched is None):
+            both = tuple(replace(x, switched=x.switch_step()) for x in both)
         names = [f.name for f in fields(self) if f.name != "advantage"]
-        pairs = {name: (getattr(self, name), getattr(more, name)) for name in names}
+        pairs = {name: tuple(getattr(x, name) for x in both) for name in names}
         known = {name: pair for name, pair in pairs.items() if None not in pair}
         return Trajectories(**{name: torch.cat(pair, dim=1) for name, pair in known.items()})
+
+    def switch_step(self) -> Tensor:
+        """``switched``, with H throughout where no guard watched."""
+        if self.switched is not None:
+            return self.switched
+        return torch.full_like(self.diverged, self.reward.shape[-1], dtype=torch.int64)
+
+    def stopped(self) -> Tensor:
+        """``[T, E]`` bool: the guard stopped the policy and its fallback acted on."""
+        return self.switch_step() < self.reward.shape[-1]
+
+    def before_switch(self) -> Trajectories:
+        """Only the steps of the guarded policy: all that may be learned about it."""
+        return self._acted(self._steps() < self.switch_step()[..., None], ~self.stopped())
+
+    def after_switch(self) -> Trajectories:
+        """Only the steps of the guard's fallback."""
+        return self._acted(self._steps() >= self.switch_step()[..., None], self.stopped())
+
+    def _steps(self) -> Tensor:
+        return torch.arange(self.reward.shape[-1], device=self.reward.device)
+
+    def _acted(self, steps: Tensor, last: Tensor) -> Trajectories:
+        """Some steps; ``last [T, E]`` where the end of the episode is among them."""
+        return replace(self, mask=self.mask * steps, terminated=self.terminated & last)
 
     def with_advantage(self, advantage: Tensor) -> Trajectories:
         """The same episodes with advantages ``[T, E, H]``."""

@@ -111,7 +111,7 @@ def test_continual_trains_its_own_initialisation_if_none_is_named(folder: Path):
         (["train", "import_path=3"], "import_path=3: input should be a valid list"),
         (["train", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
         (["train", "nonsense"], "'nonsense': expected key=value"),
-        (["continual", "agent.engram.memory.topk=0"], "agent.engram.memory.topk=0"),
+        (["continual", "+agent.engram.memory.candidates=0"], "agent.engram.memory.candidates=0"),
         (["continual", "agents=[engrm]"], "engrm"),
         (["continual", "agent.engrm.probe_episodes=3"], "agent.engrm: no such agent here"),
         (["continual", "seeds=[0,0]"], "seeds=[0, 0]: a seed that is given twice"),

@@ -10,11 +10,12 @@ import pytest
 
 from agent.adapter import PpoAdapter, Pull
 from agent.config import ConfigError, build, resolved
-from agent.continual.agents import Engram, Finetune, MetaInit
+from agent.continual.agents import Finetune, MetaInit
+from agent.continual.engram import Engram
 from agent.continual.lifetime import Stream
 from agent.evaluate import EvaluationSize
 from agent.learners.maml import Maml
-from agent.memory.store import MemoryConfig
+from agent.memory.memory import MemoryConfig
 from agent.policy import PolicyConfig
 from agent.settings import (
     ContinualSettings,
@@ -89,9 +90,9 @@ def test_mistakes_in_a_family_are_named(change: dict[str, Any], message: str):
         build(CHEETAH | change, "env")
 
 
-def test_memory_refuses_topk_zero_and_a_missing_name_is_said():
-    with pytest.raises(ConfigError, match=r"memory\.topk=0"):
-        build({"topk": 0}, "memory", MemoryConfig)
+def test_memory_refuses_no_candidates_and_a_missing_name_is_said():
+    with pytest.raises(ConfigError, match=r"memory\.candidates=0"):
+        build({"candidates": 0}, "memory", MemoryConfig)
     with pytest.raises(ConfigError, match=r"stream\.order: missing; it has no default"):
         build({"name": "s"}, "stream", Stream)
 
@@ -166,8 +167,9 @@ def test_no_settings_take_an_unknown_key(cls: type):
         (Pull, "beta", 1.5),
         (Pull, "halving_steps", 0),
         (Pull, "kind", "often"),
-        (MemoryConfig, "gate", 0),
-        (MemoryConfig, "capacity", 0),
+        (MemoryConfig, "novelty", 0),
+        (MemoryConfig, "candidates", 0),
+        (MemoryConfig, "corrupt_rate", 1.5),
         (Maml, "inner_steps", -1),
         (Maml, "inner_rate", -0.1),
         (Maml, "outer_rate", 0),

@@ -48,7 +48,7 @@ def test_every_yaml_file_belongs_to_a_suite():
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_commands_compose(command: str):
-    assert {"run", "env"} & set(configure(command, []))
+    assert {"run", "env", "folders"} & set(configure(command, []))
 
 
 class TestFamilies(FamilyContract):

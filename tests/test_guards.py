@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from agent.cli import main
-from agent.continual.agents import Engram, Finetune, MetaInit
+from agent.continual.agents import Finetune, MetaInit
 from agent.continual.cohort import live_all
 from agent.continual.lifetime import Stream, _with_origin, live, measure, memory_rows
 from agent.continual.visit import Visit
 from agent.learners.maml import Maml
-from agent.memory.keys import KeyMetric
+from agent.memory.probes import TrainingProbes
 from agent.progress import stop_on_signals
 from agent.run import Run
 from envs.half_cheetah import HalfCheetah, HalfCheetahTasks
 from envs.task import Param, TaskError
 from tests import test_continual
-from tests.test_continual import cohort, lived, lived_writing_always, timeless, world
+from tests.test_continual import believing, cohort, lived, timeless, world
 
 family, born = test_continual.family, test_continual.born  # the fixtures
 
@@ -78,7 +78,7 @@ def test_the_first_signal_asks_the_second_insists_and_the_handlers_are_given_bac
 
 
 def test_measuring_is_deterministic_and_on_starts_of_the_lifetime_and_the_task(
-    family: HalfCheetah, born: tuple[Maml, KeyMetric], monkeypatch: pytest.MonkeyPatch
+    family: HalfCheetah, born: tuple[Maml, TrainingProbes], monkeypatch: pytest.MonkeyPatch
 ):
     params, seeds = born[0].theta.detach()[None], []
     louder = params.clone()
@@ -110,8 +110,8 @@ def spied(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], list[float]
         steps.append((n, episodes.reward.shape[1]))
         return step(self, params, episodes, n, *memory)
 
-    def spy_collect(self: Visit, params: torch.Tensor, episodes: int) -> Any:
-        found = collect(self, params, episodes)
+    def spy_collect(self: Visit, params: torch.Tensor, episodes: int, guard: Any = None) -> Any:
+        found = collect(self, params, episodes, guard)
         returns.append(float(found.mean_return()))
         return found
 
@@ -123,57 +123,61 @@ def spied(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], list[float]
 def test_which_steps_each_agent_makes_from_how_many_episodes(
     tmp_path: Path,
     family: HalfCheetah,
-    born: tuple[Maml, KeyMetric],
+    born: tuple[Maml, TrainingProbes],
     monkeypatch: pytest.MonkeyPatch,
 ):
     around = world(family, born[0], "AA")
     steps, _ = spied(monkeypatch)
     lived(MetaInit(), around, born, tmp_path / "meta")
-    assert steps == [(0, 6), (1, 6), (2, 2)] * 2
+    assert steps == [(0, 6), (1, 8)] * 2
     steps.clear()
     lived(Finetune(), around, born, tmp_path / "tuned")
-    assert steps == [(0, 6), (1, 6), (2, 2), (3, 6), (4, 6), (5, 2)]
+    assert steps == [(0, 6), (1, 8), (2, 6), (3, 8)]
     steps.clear()
     # First visit: the probe is learned from. Re-visit: it is not, nor is the meta-learned step 0
     # taken, which is for theta_0 alone.
-    lived_writing_always(Engram(), around, born, tmp_path / "engram", monkeypatch)
-    assert steps == [(0, 6), (1, 6), (2, 2), (1, 6), (2, 6)]
+    lived(believing(), around, born, tmp_path / "engram")
+    assert steps == [(0, 6), (1, 8), (1, 6), (2, 6)]
 
 
-def test_a_policy_is_written_with_its_last_score_and_against_the_probes(
+def test_a_policy_is_written_with_the_record_of_its_own_episodes(
     tmp_path: Path,
     family: HalfCheetah,
-    born: tuple[Maml, KeyMetric],
+    born: tuple[Maml, TrainingProbes],
     monkeypatch: pytest.MonkeyPatch,
 ):
     _, returns = spied(monkeypatch)
-    agent, written = Engram(), []
-    agent.setup(*born)
-    monkeypatch.setattr(agent.store, "write", lambda key, params, *merit: written.append((*merit,)))
+    agent, written = believing(), []
+    agent.setup(*born, 0)
+    write = agent.store.write
+    monkeypatch.setattr(agent.store, "write", lambda out: written.append(out) or write(out))
     live(agent, world(family, born[0], "A"), Run(tmp_path))
-    assert written == [(returns[-1], returns[0])]
+    (outcome,) = written
+    assert outcome.row.record.mean == pytest.approx(returns[-1], rel=1e-5)
+    assert outcome.row.record.n == 8 and outcome.meta_init.n == 2
+    assert outcome.row.baseline == returns[0] == pytest.approx(outcome.meta_init.mean, rel=1e-5)
+    # The policy of the record is the one before the last step, not the one after it.
+    assert not torch.equal(outcome.row.params, agent.params[0])
 
 
 def test_what_was_remembered_is_still_there_after_a_restart(
-    tmp_path: Path,
-    family: HalfCheetah,
-    born: tuple[Maml, KeyMetric],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, TrainingProbes]
 ):
-    agent, around = Engram(), world(family, born[0], "AB")
-    lived_writing_always(agent, around, born, tmp_path, monkeypatch)
+    agent, around = believing(), world(family, born[0], "AB")
+    lived(agent, around, born, tmp_path)
     saved = Run(tmp_path).checkpoints.load()
     assert saved is not None
-    fresh = Engram()
-    fresh.setup(*born)
+    fresh = believing()
+    fresh.setup(*born, 0)
     fresh.load_state_dict(saved[0])
-    assert fresh.memory_facts() == agent.memory_facts() and fresh.store.size == 2
-    query = agent.store.keys[:2]
-    assert torch.equal(fresh.store.read(query).params, agent.store.read(query).params)
+    assert fresh.memory_facts() == agent.memory_facts() and len(fresh.store) == 2
+    query = agent.store.bank.snapshot().keys
+    one, other = fresh.store.candidates(query), agent.store.candidates(query)
+    assert torch.equal(one.params, other.params) and torch.equal(one.weight, other.weight)
 
 
 def test_a_life_does_not_depend_on_the_lives_before_it(
-    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, KeyMetric]
+    tmp_path: Path, family: HalfCheetah, born: tuple[Maml, TrainingProbes]
 ):
     lives = live_all({"finetune": Finetune()}, [0, 1], cohort(family, born, tmp_path / "both"))
     alone = lived(Finetune(), world(family, born[0], "ABA", seed=1), born, tmp_path / "alone")
@@ -207,6 +211,6 @@ def test_a_recalled_row_is_traced_to_the_visit_that_wrote_it_last():
         record = _with_origin({"recalled": {"row": row}}, before)
         assert record["recalled"]["of_visit"] == origin
     agent = MetaInit()
-    agent.memory_facts = lambda: [{"score": 1.0}] * 2
+    agent.memory_facts = lambda: [{"row": row, "score": 1.0} for row in (0, 1)]
     found = [(r["row"], r["written_at_visit"], r["task"]) for r in memory_rows(agent, before)]
     assert found == [(0, 2, "task 2"), (1, 1, "task 1")]

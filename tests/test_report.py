@@ -43,8 +43,8 @@ def visit(seed: int, k: int, name: str, recalled: dict[str, Any]) -> dict[str, A
 
 
 def agent(seeds: list[int], memory: bool) -> dict[str, Any]:
-    new = {"row": None, "of_visit": None, "distance": None, "rows": 0}
-    old = {"row": 0, "of_visit": 0, "distance": 0.9, "rows": 2}  # right for A, wrong for B
+    new = {"row": None, "of_visit": None, "weight": None, "rows": 0}
+    old = {"row": 0, "of_visit": 0, "weight": 0.9, "rows": 2}  # right for A, wrong for B
     told = [(k, name, (old if k > 1 else new) if memory else {}) for k, name in enumerate("ABAB")]
     row = {"row": 0, "written_at_visit": 0, "score": 33.25, "gain": 1, "visits": 2, "task": "gear"}
     return {
@@ -206,7 +206,7 @@ def test_one_colour_per_agent_everywhere(tmp_path: Path):
 def test_recall_strip_is_right_only_for_the_same_task(tmp_path: Path):
     visits = agent([0], memory=True)["visits"]
     for k, (name, source) in enumerate([("A", 0), ("A", None), ("B", 1)]):  # 1 was B for seed 0
-        visits.append(visit(1, k, name, {"row": 0, "of_visit": source, "distance": 1.0}))
+        visits.append(visit(1, k, name, {"row": 0, "of_visit": source, "weight": 1.0}))
     subject = Agent.model_validate({"visits": visits, "metrics": SCORES})
     kinds = [subject.recall_kind(v) for v in subject.visits]
     assert kinds == ["none", "none", "same", "other", "same", "other", "other"]

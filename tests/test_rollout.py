@@ -128,7 +128,7 @@ def collect(family: Scripted, seed: int = 0, deterministic: bool = False) -> Tra
 
 
 def all_finite(episodes: Trajectories) -> bool:
-    optional = {"advantage", "success"}
+    optional = {"advantage", "success", "switched"}
     tensors = [getattr(episodes, f.name) for f in fields(episodes) if f.name not in optional]
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 

@@ -13,7 +13,7 @@ import torch
 
 from agent import train as training
 from agent.learners.maml import Maml
-from agent.memory.keys import IndistinguishableTasksError
+from agent.memory.key.base import IndistinguishableTasksError
 from agent.policy import PolicyConfig
 from agent.progress import Stopped
 from agent.run import Run
@@ -21,7 +21,7 @@ from agent.train import (
     BatchSize,
     Budget,
     Calibration,
-    load_key_metric,
+    load_probes,
     make_policy,
     new_learner,
     train,
@@ -31,6 +31,7 @@ from envs.task import Param, Task
 
 SIZE = BatchSize(tasks=3, episodes=4)  # 2 x 3 x 4 x 20 = 480 steps an iteration
 STEPS = 480
+
 
 
 def run_to(folder: Path, family: Navigation, iterations: int, seed: int = 0, **other: Any) -> Maml:
@@ -65,7 +66,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, navigation: Navigation):
     states = [Run(tmp_path / name).checkpoints.load() for name in ("whole", "halves")]
     assert states[0] is not None and states[1] is not None
     assert states[0][0].keys() == states[1][0].keys()
-    assert {"theta", "rates", "obs.mean", "key_metric", "adam.0.exp_avg"} <= states[0][0].keys()
+    assert {"theta", "rates", "obs.mean", "probes.0.obs", "adam.0.exp_avg"} <= states[0][0].keys()
     for name, value in states[0][0].items():
         assert torch.equal(value, states[1][0][name]), name
 
@@ -136,16 +137,17 @@ def test_a_finished_run_does_nothing_more(tmp_path: Path, navigation: Navigation
 def test_a_family_whose_tasks_cannot_be_told_apart_trains_but_has_no_keys(tmp_path: Path):
     only = {"angle": Param(to="attr:angle", choices=[1.0])}
     one = Navigation(name="one", horizon=20, params=only)
-    run_to(tmp_path, one, 2, calibration=Calibration(tasks=40, episodes=2))
+    learner = run_to(tmp_path, one, 2, calibration=Calibration(tasks=40, episodes=2))
     progress = Run(tmp_path).progress()
     assert progress is not None and progress["iteration"] == 2
-    with pytest.raises(IndistinguishableTasksError, match="no further apart"):
-        load_key_metric(Run(tmp_path), torch.device("cpu"))
+    with pytest.raises(IndistinguishableTasksError, match="hardly more alike"):
+        load_probes(Run(tmp_path), learner)
 
 
-def test_an_unfinished_run_has_no_key_metric(tmp_path: Path):
+def test_an_unfinished_run_has_no_probes(tmp_path: Path, navigation: Navigation):
+    learner = new_learner(Maml(), make_policy(navigation, PolicyConfig(), False, "cpu"), 0)
     with pytest.raises(FileNotFoundError, match="no finished meta-training"):
-        load_key_metric(Run(tmp_path), torch.device("cpu"))
+        load_probes(Run(tmp_path), learner)
 
 
 def test_only_training_tasks_are_trained_and_calibrated_on(

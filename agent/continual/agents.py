@@ -6,7 +6,8 @@ A visit is ``begin`` (choose where to start), ``improve`` until the budget is sp
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -14,11 +15,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from agent.adapter import Pull
 from agent.continual.visit import Visit
 from agent.learners.base import MetaLearner
-from agent.memory.keys import KeyMetric, task_coefficients
-from agent.memory.store import EpisodicMemory, MemoryConfig
+from agent.memory.probes import TrainingProbes
 from agent.types import Recall, Trajectories
 
 
@@ -30,8 +29,8 @@ class StreamAgent(Protocol):
     score: float
     """Mean return of the episodes that it last acted in."""
 
-    def setup(self, learner: MetaLearner, metric: KeyMetric) -> None:
-        """Be born: with a meta-initialisation and a way to tell tasks apart."""
+    def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
+        """Be born: with a meta-initialisation, and probes from which to learn to tell tasks."""
         ...
 
     def begin(self, visit: Visit) -> dict[str, Any]:
@@ -50,6 +49,10 @@ class StreamAgent(Protocol):
         """What there is to say of each row of its memory; nothing without one."""
         ...
 
+    def save_memory(self, folder: Path, labels: Mapping[int, str]) -> None:
+        """Write the rows to a folder, for other runs, with names (by row) for readers."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that outlives a visit."""
         ...
@@ -66,9 +69,9 @@ class MetaInit:
     episodes: Annotated[int, Field(ge=1)] = 6
     """Episodes per adaptation step."""
 
-    def setup(self, learner: MetaLearner, metric: KeyMetric) -> None:
+    def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
         """Start out with the meta-initialisation."""
-        self.learner, self.metric = learner, metric
+        self.learner = learner
         self.params = self._meta_init()
         self.score = float("nan")
         self._step = 0
@@ -90,6 +93,9 @@ class MetaInit:
         """No memory, no rows."""
         return []
 
+    def save_memory(self, folder: Path, labels: Mapping[int, str]) -> None:
+        """There is nothing to be written."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """The policy."""
         return {"params": self.params, "step": torch.tensor(self._step)}
@@ -104,7 +110,12 @@ class MetaInit:
 
     def _collect(self, visit: Visit) -> Trajectories:
         """The episodes of the next adaptation step."""
-        return visit.collect(self.params, min(self.episodes, visit.remaining))
+        return visit.collect(self.params, self._batch(visit))
+
+    def _batch(self, visit: Visit) -> int:
+        """Episodes of the next step: as set, unless the visit would end with a few left over."""
+        left = visit.remaining
+        return left if left < 1.5 * self.episodes else self.episodes
 
     def _memory_term(self) -> tuple[Recall | None, float]:
         """What the rule's last term pulls towards, and how strongly; without memory, nothing."""
@@ -123,82 +134,3 @@ class Finetune(MetaInit):
     def begin(self, visit: Visit) -> dict[str, Any]:
         """Go on with the same policy."""
         return {}
-
-
-@dataclass(kw_only=True, config={"extra": "forbid"})
-class Engram(MetaInit):
-    """The agent with episodic memory: probe, recall through a gate, adapt, write if worth it."""
-
-    probe_episodes: Annotated[int, Field(ge=1)] = 2
-    """Episodes of the meta-initialisation, charged as any, from which the task is recognised."""
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    """The episodic memory."""
-    pull: Pull = field(default_factory=Pull)
-    """The memory's term in each adaptation step; off by default, as the jump does the work."""
-    jump: bool = True
-    """Start from what was recalled; if false, only the pull uses it (the literal rule)."""
-
-    def setup(self, learner: MetaLearner, metric: KeyMetric) -> None:
-        """Start out with an empty memory around the meta-initialisation."""
-        super().setup(learner, metric)
-        self.store = EpisodicMemory(self.memory, len(metric.weight), learner.theta.detach().clone())
-        self._recall: Recall | None = None
-        self._probe: Trajectories | None = None
-        self._first_step = 0
-
-    def begin(self, visit: Visit) -> dict[str, Any]:
-        """Probe with the meta-initialisation, read the memory, and start from what it says."""
-        super().begin(visit)
-        probe = visit.collect(self.params, min(self.probe_episodes, visit.remaining))
-        self._key = self.metric.key(task_coefficients(probe, self.learner.policy.normalizer))[0]
-        self._baseline = self.score = float(probe.mean_return())
-        self._recall, self._probe = self.store.read(self._key[None]), probe
-        recall = self._recall
-        if self.jump and bool(recall.accepted):
-            self._probe = None  # made by another policy than the one that goes on
-            self.params = self.params + recall.pull(self.params)
-            self._step = self.learner.meta_steps  # the meta-learned step was learned for theta_0
-        self._first_step = self._step
-        row = int(recall.index[0, 0]) if bool(recall.accepted) else None
-        nearest = float(recall.distance[0, 0])
-        return {
-            "row": row,
-            "distance": nearest if self.store.size else None,
-            "rows": self.store.size,
-        }
-
-    def _collect(self, visit: Visit) -> Trajectories:
-        """As without memory, but a probe made by the very policy that goes on is not wasted."""
-        probe, self._probe = self._probe, None
-        if probe is None:
-            return super()._collect(visit)
-        more = min(self.episodes - probe.reward.shape[1], visit.remaining)
-        return probe.joined(visit.collect(self.params, more)) if more > 0 else probe
-
-    def _memory_term(self) -> tuple[Recall | None, float]:
-        return self._recall, self.pull.at(self._step - self._first_step)
-
-    def end(self) -> dict[str, Any]:
-        """Keep the policy if it beats the meta-initialisation and, if any, its task's row.
-
-        Its score is that of the last episodes, which were acted one adaptation step earlier:
-        measuring the very last policy would cost episodes that can be learned from instead.
-        """
-        row = self.store.write(self._key, self.params[0], self.score, self._baseline)
-        return {"row": row, "score": self.score, "rows": self.store.size}
-
-    def memory_facts(self) -> list[dict[str, float]]:
-        """Score, gain over the meta-initialisation and visits of each row."""
-        store = self.store
-        columns = zip(store.scores[: store.size], store.gains, store.visits, strict=False)
-        return [{"score": float(s), "gain": float(g), "visits": int(v)} for s, g, v in columns]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The policy and the memory."""
-        return super().state_dict() | {f"memory.{k}": v for k, v in self.store.state_dict().items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The policy and the memory."""
-        super().load_state_dict(state)
-        rows = {k.removeprefix("memory."): v for k, v in state.items() if k.startswith("memory.")}
-        self.store.load_state_dict(rows)

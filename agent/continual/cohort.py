@@ -10,7 +10,7 @@ from typing import Any
 from agent.continual.agents import StreamAgent
 from agent.continual.lifetime import Stream, World, intervals, live, memory_rows, metrics
 from agent.learners.base import MetaLearner
-from agent.memory.keys import KeyMetric
+from agent.memory.probes import TrainingProbes
 from agent.progress import Live, Stopped, stop_on_signals
 from agent.run import Run
 from envs.task import TaskDistribution
@@ -23,13 +23,13 @@ class Cohort:
     stream: Stream
     family: TaskDistribution
     learner: MetaLearner
-    metric: KeyMetric
+    probes: TrainingProbes
     run: Run
 
     @property
     def origin(self) -> str:
         """Names the meta-initialisation: lifetimes born from another one are not continued."""
-        state = self.learner.state_dict() | {"key_metric": self.metric.weight}
+        state = self.learner.state_dict() | self.probes.state_dict()
         digest = hashlib.sha256()
         for name in sorted(state):
             digest.update(name.encode() + state[name].detach().cpu().numpy().tobytes())
@@ -94,13 +94,15 @@ def _live_one(
         "meta_initialisation": cohort.origin,
     }
     run.claim(config)
-    agent.setup(cohort.learner, cohort.metric)
+    agent.setup(cohort.learner, cohort.probes, seed)
     before = run.progress()
     world = World(cohort.stream, cohort.family, cohort.learner.policy, seed)
     visits = live(agent, world, run, show, should_stop)
     if visits is None:
         return None
-    return Life(name, visits, memory_rows(agent, visits), run.progress() != before)
+    rows = memory_rows(agent, visits)
+    agent.save_memory(run.folder / "memory", {r["row"]: r["task"] or "" for r in rows})
+    return Life(name, visits, rows, run.progress() != before)
 
 
 def _note(name: str, record: dict[str, Any], visits: int) -> str:

@@ -175,11 +175,11 @@ def intervals(records: Sequence[dict[str, Any]]) -> dict[str, list[float] | None
 def memory_rows(agent: StreamAgent, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The memory's rows at the end of a life, with the tasks they were written at (for readers)."""
     rows = []
-    for row, facts in enumerate(agent.memory_facts()):
-        writers = [r for r in records if r["written"].get("row") == row]
+    for facts in agent.memory_facts():
+        writers = [r for r in records if r["written"].get("row") == facts["row"]]
         origin = writers[-1] if writers else None
         rows.append(
-            {"seed": records[0]["seed"], "row": row}
+            {"seed": records[0]["seed"]}
             | facts
             | {
                 "written_at_visit": origin["visit"] if origin else None,

@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
+from agent.memory.guard import Guard
 from agent.policy import GaussianMlp
 from agent.rollout import TaskBatch
 from agent.types import Trajectories
@@ -57,7 +58,7 @@ class Visit:
         """Wall seconds spent inside the simulator."""
         return sum(batch.physics_s for batch in self._batches.values())
 
-    def collect(self, params: Tensor, episodes: int) -> Trajectories:
+    def collect(self, params: Tensor, episodes: int, guard: Guard | None = None) -> Trajectories:
         """Act in ``episodes`` episodes with ``params [1, P]`` (T = 1), taken off the budget."""
         if not 0 < episodes <= self.remaining:
             raise ValueError(
@@ -68,4 +69,4 @@ class Visit:
                 self._family, [self._task], episodes, self._policy, self._rng
             )
         self.remaining -= episodes
-        return self._batches[episodes].collect(params)
+        return self._batches[episodes].collect(params, guard=guard)

@@ -93,7 +93,8 @@ class Recalled(BaseModel):
     row: int | None = None
     of_visit: int | None = None
     """The visit whose policy the row holds."""
-    distance: Number = math.nan
+    weight: Number | None = None
+    """Posterior probability of the likeliest row before it was tried."""
 
 
 class VisitTask(BaseModel):

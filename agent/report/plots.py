@@ -208,7 +208,7 @@ def _recall_text(visit: Visit, kind: str, visits: int) -> str:
     if recalled.row is None:
         return "new"
     source = "?" if recalled.of_visit is None else recalled.of_visit
-    more = f"\nfrom visit {source}, d {recalled.distance:.1f}" if visits < 8 else ""
+    more = f"\nfrom visit {source}, p {recalled.weight or 0:.2f}" if visits < 8 else ""
     return f"{mark} row {recalled.row}{more}"
 
 

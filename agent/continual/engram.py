@@ -1,0 +1,276 @@
+"""The agent with episodic memory: probe, recall on trial, adapt, write what is worth it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from agent.adapter import Pull
+from agent.config import build, resolved
+from agent.continual.agents import MetaInit
+from agent.continual.visit import Visit
+from agent.learners.base import MetaLearner
+from agent.memory.candidates import Candidates
+from agent.memory.decide import Outcome
+from agent.memory.files import MemoryFolder
+from agent.memory.key.base import Key
+from agent.memory.memory import EpisodicMemory, MemoryConfig
+from agent.memory.posterior import Calibration
+from agent.memory.probes import TrainingProbes
+from agent.memory.reader.base import Attempt, Reader, Trial, attempts
+from agent.memory.row import ReturnRecord, Row, Transitions
+from agent.memory.use import used
+from agent.types import Recall, Trajectories
+
+Node = dict[str, Any]
+
+
+def _likelihood() -> Node:
+    return {"_target_": "agent.memory.key.likelihood.Likelihood"}
+
+
+def _guarded() -> Node:
+    return {"_target_": "agent.memory.reader.guarded.Guarded"}
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Engram(MetaInit):
+    """Recognises its task from a probe, tries what it remembers of it, and goes on from there."""
+
+    probe_episodes: Annotated[int, Field(ge=1)] = 2
+    """Episodes of the meta-initialisation, charged as any, from which the task is recognised."""
+    key: Node = field(default_factory=_likelihood)
+    """What says which task it is: ``_target_`` and settings of a ``memory.key.base.Key``."""
+    reader: Node = field(default_factory=_guarded)
+    """How the memory is read: ``_target_`` and settings of a ``memory.reader.base.Reader``."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """The rows: how many, and which are worth keeping."""
+    open_from: str | None = None
+    """Folder of a memory that another run left (``.../memory``), to be born with its rows."""
+    pull: Pull = field(default_factory=Pull)
+    """The memory's term in each adaptation step; off by default, as the jump does the work."""
+
+    def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
+        """Start out with an empty memory around the meta-initialisation."""
+        super().setup(learner, probes, seed)
+        self._key, calibration = self._fitted(probes)
+        self._reader: Reader = build(self.reader, "reader")
+        anchor = learner.theta.detach().clone()
+        horizon = probes.probes[0].reward.shape[-1]
+        lineage = lineage_of(anchor)
+        self.store = EpisodicMemory(
+            self.memory, self._key, calibration, learner.policy, anchor, lineage, horizon, seed
+        )
+        self._generator = torch.Generator().manual_seed(seed)
+        self._time = 0
+        if self.open_from is not None:
+            self.store.take_over(MemoryFolder(Path(self.open_from)).read())
+
+    def begin(self, visit: Visit) -> dict[str, Any]:
+        """Probe with the meta-initialisation, try what the memory brings up, and start from it."""
+        super().begin(visit)
+        self._visit, self._curve, self._acted, self._again = visit, [], None, None
+        self._probe = visit.collect(self.params, min(self.probe_episodes, visit.remaining))
+        self.score = float(self._probe.mean_return())
+        self._evidence = self._key.encode(self._probe)
+        candidates = self.store.candidates(self._evidence, _so_far(self._probe))
+        trial = self._reader.open(candidates, self._generator)
+        made = attempts(
+            trial, lambda params, guard: visit.collect(params, 1, guard), visit.remaining
+        )
+        self._recall = used(self.pull.kind, trial, candidates, self.learner.policy)
+        start = trial.start()
+        jumped = not torch.equal(start, self.params)
+        row = self._row_of(trial) if jumped else None
+        self._unused = self._probe  # made by the policy that goes on, unless it jumped
+        if jumped:
+            self._unused = _joined([a.episodes for a in made if self._is_of(a, row)])
+            self.params = start
+            self._step = self.learner.meta_steps  # the meta-learned step is for the meta-init
+        self._first_step, self._jumped = self._step, row
+        self._null, self._match = self._belief(trial, candidates, row)
+        return self._told(trial, candidates, made, row)
+
+    def end(self) -> dict[str, Any]:
+        """Write the policy that acted last, with the record of just those episodes, if worth it."""
+        self._time += self._visit.steps_used
+        probe, acted = self._probe, self._acted
+        nothing = {"row": None, "score": self.score, "rows": len(self.store)}
+        if acted is None or bool(acted[1].diverged.all()) or bool(probe.diverged.all()):
+            return nothing | {"reason": "nothing was learned, or all of it diverged"}
+        params, episodes = acted
+        row = Row(
+            key=self._evidence[0].cpu(),
+            encoder=self._key.version,
+            params=params[0].cpu(),
+            lineage=self.store.lineage,
+            record=ReturnRecord.of(episodes),
+            baseline=float(probe.mean_return()),
+            probe=Transitions.of(probe, self.memory.bank.probe_steps),
+            time=self._time,
+        )
+        outcome = Outcome(
+            row=row,
+            meta_init=ReturnRecord.of(probe),
+            curve=self._curve,
+            null=self._null,
+            match=self._match,
+            recalled=self._again,
+            accepted=self._jumped is not None and self._jumped == self._match,
+        )
+        decision = self.store.write(outcome)
+        return {
+            "row": decision.uid if decision.action != "keep" else None,
+            "score": row.record.mean,
+            "rows": len(self.store),
+            "action": decision.action,
+            "reason": decision.reason,
+            "evicted": list(decision.evicted),
+        }
+
+    def memory_facts(self) -> list[dict[str, float]]:
+        """Score, gain over the meta-initialisation and visits of each row."""
+        rows = self.store.bank.snapshot()
+        columns = (rows.uids, rows.mean, rows.mean - rows.baseline, rows.visits)
+        names = ("row", "score", "gain", "visits")
+        return [
+            dict(zip(names, (c.item() for c in each), strict=True))
+            for each in zip(*columns, strict=True)
+        ]
+
+    def save_memory(self, folder: Path, labels: Mapping[int, str]) -> None:
+        """Write the rows to a folder of which ``engram memory`` and other runs can make use."""
+        store, key = self.store, self._key
+        rows = {uid: store.bank.row(uid) for uid in store.bank.snapshot().uids.tolist()}
+        named = {uid: row.with_(info={"label": labels.get(uid, "")}) for uid, row in rows.items()}
+        normalizer = self.learner.policy.normalizer.state_dict()
+        segments = {"segments": self.learner.policy.segments}
+        with MemoryFolder(folder).writer() as writer:
+            writer.set_lineage(store.lineage, store.bank.anchor, normalizer, segments, current=True)
+            settings = resolved(self.key, key)
+            writer.set_encoder(key.version, key.state_dict(), settings, current=True)
+            writer.mirror(named)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The policy and the memory."""
+        memory = {f"memory.{k}": v for k, v in self.store.state_dict().items()}
+        own = {"time": torch.tensor(self._time), "draws": self._generator.get_state()}
+        return super().state_dict() | own | memory
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The policy and the memory."""
+        super().load_state_dict(state)
+        self._time = int(state["time"])
+        self._generator.set_state(state["draws"].cpu())
+        rows = {k.removeprefix("memory."): v for k, v in state.items() if k.startswith("memory.")}
+        self.store.load_state_dict(rows)
+
+    def _fitted(self, probes: TrainingProbes) -> tuple[Key, Calibration]:
+        """The key and its calibration; fitted once for all lifetimes of this agent."""
+        made_from, fitted = getattr(self, "_fit", (None, None))
+        if made_from is not probes or fitted is None:
+            key: Key = build(self.key, "key")
+            fitted = key, probes.fit(key)
+            self._fit = probes, fitted
+        return fitted
+
+    def _collect(self, visit: Visit) -> Trajectories:
+        """As without memory, but episodes made by the very policy that goes on are not wasted."""
+        unused, self._unused = self._unused, None
+        if unused is None:
+            return super()._collect(visit)
+        more = min(self._batch(visit) - unused.reward.shape[1], visit.remaining)
+        return unused.joined(visit.collect(self.params, more)) if more > 0 else unused
+
+    def _memory_term(self) -> tuple[Recall | None, float]:
+        return self._recall, self.pull.at(self._step - self._first_step)
+
+    def _learn(self, episodes: Trajectories, recall: Recall | None, beta: float) -> None:
+        self._acted = self.params, episodes
+        if self._jumped is not None and not self._curve and not bool(episodes.diverged.all()):
+            self._again = ReturnRecord.of(episodes)
+        super()._learn(episodes, recall, beta)
+        self._curve.append(self.score)
+
+    def _row_of(self, trial: Trial) -> int | None:
+        """Uid of the one row that the trial decided on; None where it is a mixture."""
+        recall = trial.recall()
+        weights, index = recall.weights[0], recall.index[0]
+        one = int((weights > 0).sum()) == 1
+        return int(self._uids()[index[weights.argmax()]]) if one else None
+
+    def _belief(
+        self, trial: Trial, candidates: Candidates, row: int | None
+    ) -> tuple[float, int | None]:
+        """After the trial: probability of "none of these", and the likeliest row."""
+        if bool(getattr(trial, "matched", torch.tensor([row is not None]))[0]):
+            return 0.0, row
+        weight = getattr(trial, "weight", candidates.weight)[0]
+        null = float(getattr(trial, "null", candidates.null)[0])
+        place = int(weight.argmax())
+        index = int(candidates.index[0, place])
+        known = index >= 0 and float(weight[place]) > 0
+        return null, int(self._uids()[index]) if known else None
+
+    def _is_of(self, attempt: Attempt, row: int | None) -> bool:
+        """Whether an episode was acted by this row alone, from its first step to its last."""
+        index, stopped = int(attempt.row[0]), bool(attempt.episodes.stopped().any())
+        return index >= 0 and not stopped and int(self._uids()[index]) == row
+
+    def _uids(self) -> Tensor:
+        return self.store.bank.snapshot().uids
+
+    def _told(
+        self, trial: Trial, candidates: Candidates, made: list[Attempt], row: int | None
+    ) -> dict[str, Any]:
+        uids = self._uids()
+        tried = [
+            {
+                "row": None if int(a.row[0]) < 0 else int(uids[int(a.row[0])]),
+                "return": float(a.episodes.returns()[0, 0]),
+                "stopped_at": int(a.episodes.switch_step()[0, 0])
+                if bool(a.episodes.stopped()[0, 0])
+                else None,
+            }
+            for a in made
+        ]
+        some = bool(candidates.known.any())
+        likeliest = int(candidates.index[0, 0]) if some else -1
+        return {
+            "row": row,
+            "weight": float(candidates.weight[0, 0]) if some else None,
+            "likeliest": int(uids[likeliest]) if likeliest >= 0 else None,
+            "null": float(candidates.null[0]),
+            "rows": len(self.store),
+            "tried": tried,
+        }
+
+
+def lineage_of(anchor: Tensor) -> str:
+    """Names a meta-initialisation ``[P]``: policies from another are in other coordinates."""
+    return hashlib.sha256(json.dumps(anchor.tolist()).encode()).hexdigest()[:16]
+
+
+def _so_far(probe: Trajectories) -> Tensor:
+    """``[T, H]`` mean return so far of the episodes that did not diverge; NaN if all did."""
+    kept = (~probe.diverged)[..., None]
+    paid = (probe.reward * probe.mask).cumsum(-1)
+    return torch.where(kept, paid, torch.nan).nanmean(1)
+
+
+def _joined(parts: list[Trajectories]) -> Trajectories | None:
+    if not parts:
+        return None
+    first, *more = parts
+    for each in more:
+        first = first.joined(each)
+    return first
