@@ -43,6 +43,7 @@ from envs.task import Task, TaskDistribution
 
 READERS: dict[str, dict[str, Any]] = {
     "guarded": {"_target_": "agent.memory.reader.guarded.Guarded"},
+    "guarded + residual": {"_target_": "agent.memory.reader.guarded.Guarded", "residual": True},
     "guarded, no abort": {"_target_": "agent.memory.reader.guarded.Guarded", "guard": None},
     "top1 gated": {"_target_": "agent.memory.reader.simple.Top1"},
     "top1": {"_target_": "agent.memory.reader.simple.Top1", "gated": False},
@@ -175,9 +176,9 @@ def regrets(library: Library, learner: MetaLearner) -> Table:
     right = candidates.index[:m, 0] == torch.arange(m)
     columns = ["reader", *(f"known, {r:.0%} wrong" for r in RATES), "new", "new, worse by > 1 se"]
     table = Table(*columns)
-    base = regret(meta)
-    table.add_row("meta-initialisation only", *[f"{base[:m].mean():.1f}"] * len(RATES),
-                  f"{base[m:].mean():.1f}", "")  # fmt: skip
+    base, again = regret(meta), acted(library, anchor, left, seed=3)
+    known, chance = [f"{base[:m].mean():.1f}"] * len(RATES), worse_than(meta, again)[m:].mean()
+    table.add_row("meta-init only", *known, f"{base[m:].mean():.1f}", f"({chance:.0%})")
     for name, reader in track(READERS.items(), description="reading", transient=True):
         cells = []
         for rate in RATES:
@@ -185,18 +186,21 @@ def regrets(library: Library, learner: MetaLearner) -> Table:
             cells.append(f"{regret(returns)[:m].mean():.1f}")
             if rate == 0.0:
                 new = regret(returns)[m:].mean()
-                apart = meta[m:, :10].nanmean(1) - returns[m:, :10].nanmean(1)
-                noise = (
-                    meta[m:, :10].var(1).nan_to_num() / 10
-                    + returns[m:, :10].var(1).nan_to_num() / 10
-                ).sqrt()
-                worse = (apart > noise).float().mean()
+                worse = worse_than(meta, returns)[m:].mean()
         table.add_row(name, *cells, f"{new:.1f}", f"{worse:.0%}")
+    table.caption = "(In brackets: the meta-initialisation against itself, by chance alone.)"
     table.title = (
         f"Regret over {EPISODES} episodes in stored gains; {m} rows; P@1 {right.float().mean():.2f}"
         f", AUROC of novelty {auroc(candidates.null[m:], candidates.null[:m]):.2f}"
     )
     return table
+
+
+def worse_than(meta: Tensor, returns: Tensor) -> Tensor:
+    """1 where the first ten episodes are worse by more than a standard error, ``[2M]``."""
+    first, other = meta[:, :10], returns[:, :10]
+    noise = ((first.var(1).nan_to_num() + other.var(1).nan_to_num()) / 10).sqrt()
+    return (first.nanmean(1) - other.nanmean(1) > noise).float()
 
 
 def auroc(new: Tensor, known: Tensor) -> float:

@@ -83,7 +83,9 @@ def test_every_agent_gets_the_same_budget_to_the_step(
         assert records[0]["curve"][-1]["episodes"] == BUDGET
 
 
-def test_a_visit_refuses_more_than_its_budget(family: HalfCheetah, born: tuple[Maml, TrainingProbes]):
+def test_a_visit_refuses_more_than_its_budget(
+    family: HalfCheetah, born: tuple[Maml, TrainingProbes]
+):
     learner = born[0]
     params, task = learner.theta.detach()[None], family.sample(1, generator(0, "stream"))[0]
     with Visit(family, task, learner.policy, 3, generator(0, "visit")) as visit:

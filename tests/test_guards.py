@@ -150,7 +150,9 @@ def test_a_policy_is_written_with_the_record_of_its_own_episodes(
     agent, written = believing(), []
     agent.setup(*born, 0)
     write = agent.store.write
-    monkeypatch.setattr(agent.store, "write", lambda out: written.append(out) or write(out))
+    monkeypatch.setattr(
+        agent.store, "write", lambda out, measure: written.append(out) or write(out, measure)
+    )
     live(agent, world(family, born[0], "A"), Run(tmp_path))
     (outcome,) = written
     assert outcome.row.record.mean == pytest.approx(returns[-1], rel=1e-5)

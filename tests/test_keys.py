@@ -24,6 +24,7 @@ from agent.memory.key.given import Descriptor, NoKey, OracleId
 from agent.memory.key.handmade import HandMade
 from agent.memory.key.likelihood import Likelihood, _factors
 from agent.memory.key.stats import Stats
+from agent.memory.key.summed import Seen
 from agent.memory.scoring import precision_at
 from agent.memory.sums import Sums
 from agent.policy import ObsNormalizer
@@ -449,3 +450,25 @@ def test_given_keys_by_hand():
             key.encode(PROBES[0], IDS[:3])
     with pytest.raises(IndistinguishableTasksError, match="not all the same"):
         Descriptor().fit(PROBES, NORMALIZER, torch.zeros(24, 2))
+
+
+def test_new_steps_speak_against_the_rows_of_other_tasks_only():
+    key = fitted()
+    query, rows = key.encode(HELD.probe(5)), key.encode(HELD.probe(6))
+    new = HELD.probe(7)
+    steps = (new.obs[:, 0], new.action[:, 0], new.reward[:, 0], new.next_obs()[:, 0])
+    assert torch.equal(key.residual(query, query)(*steps), torch.zeros(20, 40).double())
+    own, other = (key.residual(query, r)(*steps).sum(1) for r in (rows, rows.roll(1, 0)))
+    assert bool((other > own.abs()).all())
+    # By hand: what the row's line leaves, less what the query's own line leaves, as it is weighed.
+    said = torch.zeros(20, dtype=torch.float64)
+    heads = key._inputs(seen := Seen.at(*steps, key.normalizer))
+    assert seen.obs.shape == (20, 40, OBS)
+    for weight, (name, head) in zip(key._weight, key._heads.items(), strict=True):
+        x, y = heads[name]
+        for sign, told in ((1, rows), (-1, query)):
+            line = head.coefficients(key._unpacked(told[:, key.sizes[0] :].double())[name])
+            left = head.targets(x, y) - ((x - head.middle) / head.spread) @ line
+            said += sign * weight * (left.square() / head.noise / 2).sum((1, 2))
+    torch.testing.assert_close(own, said)
+    assert bool(key.residual(query, torch.full_like(rows, torch.nan))(*steps).isnan().all())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from agent.memory.key.base import IndistinguishableTasksError, Key, NotFittedError
 from agent.memory.key.contrastive import Contrastive
@@ -78,6 +79,10 @@ def blown_up(episodes: Trajectories, task: int) -> Trajectories:
     return dataclasses.replace(episodes, mask=mask, obs=obs)
 
 
+def generator_of(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def some_steps(obs: Tensor, surprise: Tensor, mask: Tensor) -> Steps:
     action = torch.zeros(*mask.shape, ACTIONS)
     return Steps(obs, action, torch.zeros_like(obs), surprise, mask)
@@ -141,6 +146,11 @@ def test_neither_order_nor_streaming_makes_a_difference(keys: dict[str, Any], ki
     other_way = key.joined(parts[2], key.joined(parts[1], parts[0]))
     for evidence in (shuffled, one_way, other_way):
         torch.testing.assert_close(evidence, key.encode(whole), rtol=1e-3, atol=1e-3)
+    # Nor do steps that were never taken.
+    mask = whole.mask.clone()
+    mask[:, 1:] = 0
+    masked = key.encode(dataclasses.replace(whole, mask=mask))
+    torch.testing.assert_close(masked, parts[0], rtol=1e-3, atol=1e-3)
     rows = key.encode(probe(HELD, 4))
     more, less = (key.score(q, rows).diagonal().mean() for q in (one_way, parts[0]))
     assert more > less
@@ -177,8 +187,11 @@ def test_a_key_goes_and_comes_back(keys: dict[str, Any], kind: str):
 def test_the_seed_alone_decides(kind: str):
     before = torch.get_rng_state()
     with torch.no_grad():  # no matter what the caller does
-        versions = [fitted(kind, updates=40, seed=s).version for s in (0, 0, 1)]
-    assert versions[0] == versions[1] != versions[2]
+        made = [fitted(kind, updates=40, seed=s) for s in (0, 0, 1)]
+    assert made[0].version == made[1].version != made[2].version
+    for name in ("network.step.0.both.weight", "scaler.reward"):  # drawn, and who was held out
+        first, _, other = (key.state_dict()[name] for key in made)
+        assert not torch.allclose(first, other)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -230,7 +243,7 @@ def test_probes_of_one_task_in_two_places_do_not_repel_each_other():
         share = way / way.sum(-1, keepdim=True)
         right = [share[0, 0] + share[0, 1], share[1, 0] + share[1, 1], share[2, 2]]
         total -= float(torch.stack(right).log().mean().detach()) / 2
-    assert float(key.loss(first, second, same, generator)) == pytest.approx(total, rel=1e-4)
+    assert key.loss(first, second, same, generator).item() == pytest.approx(total, rel=1e-4)
 
 
 # Vae.
@@ -242,18 +255,58 @@ def test_vae_score_is_the_bayes_factor_of_one_latent(keys: dict[str, Any]):
     grid = torch.linspace(-12, 12, 40_001).double()
     prior = torch.exp(-grid.square() / 2) / math.sqrt(2 * math.pi) * (grid[1] - grid[0])
 
+    # Two probes' latents differ by more than each is uncertain: added to each one's variance.
+    apart = key.state_dict()["apart"]
+    assert (apart >= 0).all() and (apart > 0).any()
+
+    def factors_of(evidence: Tensor) -> Tensor:
+        shift, precision = evidence[1:].double().chunk(2)
+        variance = 1 / precision + apart
+        return torch.cat([shift / precision / variance, 1 / variance])
+
     def log_normaliser(natural: Tensor) -> Tensor:
-        shift, precision = natural[1:].double().chunk(2)
+        shift, precision = natural.chunk(2)
         factors = shift[:, None] * grid - precision[:, None] * grid.square() / 2
         return (factors + prior.log()).logsumexp(-1).sum()
 
     weight, offset = key.state_dict()["weight"][0], key.state_dict()["offset"]
     for i in range(3):
         for j in range(3):
-            apart = log_normaliser(query[i]) + log_normaliser(rows[j])
-            ratio = log_normaliser(query[i] + rows[j]) - apart
+            asked, row = factors_of(query[i]), factors_of(rows[j])
+            alone = log_normaliser(asked) + log_normaliser(row)
+            ratio = log_normaliser(asked + row) - alone
             score = key.score(query, rows)[i, j]
             torch.testing.assert_close(score, weight * ratio + offset, rtol=1e-3, atol=1e-2)
+
+
+def test_vae_loss_is_the_lower_bound_per_step():
+    key = Vae(width=4, latent=2, beta=0.5)
+    key._network = key.network(OBS, ACTIONS, torch.Generator().manual_seed(0)).requires_grad_(False)
+    key._network.log_var.copy_(torch.tensor([0.3, -0.5, 0.0, 1.0]))
+    key._probe_steps = 60.0
+    seen = [Seen.of(probe(TRAIN[:3], seed), NORMALIZER) for seed in (1, 2)]
+    first, second = (StepScaler.fit(seen[0])(s) for s in seen)
+    shift, precision = key.summed(first.inputs(), first.mask).chunk(2, -1)
+    belief = Normal(shift / (1 + precision), (1 + precision).rsqrt())
+    drawn = belief.mean + belief.stddev * torch.randn(3, 2, generator=generator_of(7))
+    noise = Normal(key._decoded(drawn, second), (key._network.log_var / 2).exp())
+    fit = (noise.log_prob(second.surprise) + math.log(2 * math.pi) / 2).sum(-1).mean()
+    divergence = kl_divergence(belief, Normal(0.0, 1.0)).sum(-1).mean()
+    loss = key.loss(first, second, torch.eye(3) > 0, generator_of(7))
+    torch.testing.assert_close(loss, 0.5 * divergence / 60 - fit)
+
+
+def test_what_two_probes_differ_by_beyond_what_they_claim_is_learned(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    key = Vae(latent=2)
+    told = iter([torch.tensor([[2.0, 0.0, 2.0, 1.0]]), torch.tensor([[6.0, 0.5, 2.0, 1.0]])])
+    monkeypatch.setattr(key, "summed", lambda inputs, mask: next(told))
+    two = torch.zeros(2, 1, 4, OBS)
+    steps = some_steps(two, torch.zeros(2, 1, 4, 1 + OBS), torch.ones(2, 1, 4))
+    key.trained(steps, steps)
+    # means 1 and 3, 0 and .5; variances 1/2 and 1/2, 1 and 1
+    assert key._apart.tolist() == [pytest.approx((4 - 1) / 2), 0.0]
 
 
 def test_vae_predicts_what_the_average_task_cannot():
@@ -305,6 +358,8 @@ def test_learned_features_make_the_curved_robot_linear():
     obs, action = torch.zeros(4, 5, OBS).double(), torch.zeros(4, 5, ACTIONS).double()
     assert learned.dynamics(obs, action).shape == (4, 5, OBS + ACTIONS + 1 + 8)
     assert learned.reward(obs, action, obs).shape == (4, 5, 2 * OBS + ACTIONS + 2 + 8)
+    far = learned.dynamics(obs + 1e4, action)[..., OBS + ACTIONS + 1 :]
+    assert float(far.abs().max()) <= 1
     other = Likelihood(features=dataclasses.replace(learned))
     other.load_state_dict(key.state_dict())
     rows, query = (key.encode(probe(HELD, seed)) for seed in (3, 4))

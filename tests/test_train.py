@@ -33,7 +33,6 @@ SIZE = BatchSize(tasks=3, episodes=4)  # 2 x 3 x 4 x 20 = 480 steps an iteration
 STEPS = 480
 
 
-
 def run_to(folder: Path, family: Navigation, iterations: int, seed: int = 0, **other: Any) -> Maml:
     policy = make_policy(family, PolicyConfig(hidden=[8]), False, "cpu")
     learner = new_learner(Maml(), policy, seed)

@@ -29,6 +29,7 @@ from agent.memory.probes import TrainingProbes
 from agent.memory.reader.base import Attempt, Reader, Trial, attempts
 from agent.memory.row import ReturnRecord, Row, Transitions
 from agent.memory.use import used
+from agent.memory.worth import reweighted_return
 from agent.types import Recall, Trajectories
 
 Node = dict[str, Any]
@@ -97,6 +98,7 @@ class Engram(MetaInit):
             self.params = start
             self._step = self.learner.meta_steps  # the meta-learned step is for the meta-init
         self._first_step, self._jumped = self._step, row
+        self._matched = bool(getattr(trial, "matched", torch.tensor([row is not None]))[0])
         self._null, self._match = self._belief(trial, candidates, row)
         return self._told(trial, candidates, made, row)
 
@@ -125,9 +127,12 @@ class Engram(MetaInit):
             null=self._null,
             match=self._match,
             recalled=self._again,
-            accepted=self._jumped is not None and self._jumped == self._match,
+            accepted=self._matched,
         )
-        decision = self.store.write(outcome)
+        policy = self.learner.policy
+        decision = self.store.write(
+            outcome, lambda decoded: reweighted_return(policy, decoded, params, episodes)
+        )
         return {
             "row": decision.uid if decision.action != "keep" else None,
             "score": row.record.mean,
@@ -212,7 +217,7 @@ class Engram(MetaInit):
         self, trial: Trial, candidates: Candidates, row: int | None
     ) -> tuple[float, int | None]:
         """After the trial: probability of "none of these", and the likeliest row."""
-        if bool(getattr(trial, "matched", torch.tensor([row is not None]))[0]):
+        if self._matched:
             return 0.0, row
         weight = getattr(trial, "weight", candidates.weight)[0]
         null = float(getattr(trial, "null", candidates.null)[0])

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class StepEvidence(Protocol):
+    """What a step says against the candidates: for the model residual."""
+
+    def __call__(self, obs: Tensor, action: Tensor, reward: Tensor, after: Tensor) -> Tensor:
+        """Log-likelihood ratio ``[T, E]`` of "another task" to "the candidate's task".
+
+        Of one step: ``[T, E, O]``, ``[T, E, A]``, ``[T, E]``, ``[T, E, O]``, raw.
+        """
+        ...
+
+
+Residual = Callable[[Tensor], StepEvidence]
+"""From rows ``[T]`` of the memory to what a step says against them."""
 
 
 class LineageError(ValueError):
@@ -46,6 +63,8 @@ class Candidates:
     mixable: Tensor | None = None
     """``[T, K]`` bool: the row is of the anchor's lineage, so that its parameters may be mixed with
     others'; None if all are."""
+    residual: Residual | None = None
+    """What new steps say against rows ``[T]`` of the memory, where the key can tell."""
 
     def __post_init__(self) -> None:
         """Check the shapes once, and that weights are what they say."""
@@ -147,7 +166,8 @@ class Candidates:
         changed = {
             f.name: getattr(self, f.name)[tasks, order]
             for f in fields(self)
-            if f.name not in ("null", "home_so_far", "anchor") and getattr(self, f.name) is not None
+            if isinstance(getattr(self, f.name), Tensor)
+            and f.name not in ("null", "home_so_far", "anchor")
         }
         across = changed["affinity"].gather(2, order[:, None].expand(-1, order.shape[1], -1))
         return replace(self, **changed | {"affinity": across})

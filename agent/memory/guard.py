@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import lru_cache
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from agent.memory.candidates import Candidates
+from agent.memory.candidates import Candidates, StepEvidence
 
 _WALKS = 8000
 _MOST_EPISODES = 32
@@ -21,17 +21,6 @@ _SHORTEST = 2
 # gain, so that three standard deviations are half of it.
 _FEW_EPISODES = 6
 _GAIN_IN_SDS = 6.0
-
-
-class StepEvidence(Protocol):
-    """What a step says against the candidates: for the model residual."""
-
-    def __call__(self, obs: Tensor, action: Tensor, reward: Tensor, after: Tensor) -> Tensor:
-        """Log-likelihood ratio ``[T, E]`` of "another task" to "the candidate's task".
-
-        Of one step: ``[T, E, O]``, ``[T, E, A]``, ``[T, E]``, ``[T, E, O]``, raw.
-        """
-        ...
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})

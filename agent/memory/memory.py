@@ -16,9 +16,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from agent.memory.bank import Bank, BankConfig, Sizes
-from agent.memory.candidates import Candidates, corrupt
+from agent.memory.candidates import Candidates, Residual, StepEvidence, corrupt
 from agent.memory.decide import Outcome, WriteConfig
 from agent.memory.key.base import Key, score_rows
+from agent.memory.key.likelihood import Likelihood
 from agent.memory.merge import differ, likeness
 from agent.memory.posterior import Calibration, Posterior, Prior
 from agent.memory.row import Row
@@ -126,6 +127,7 @@ class EpisodicMemory:
             anchor=rows.anchor,
             home_so_far=home_so_far,
             mixable=rows.mixable[at] | (index < 0),
+            residual=self._residual(evidence, rows),
         )
         return corrupt(found, self.config.corrupt_rate, self._generator)
 
@@ -157,6 +159,19 @@ class EpisodicMemory:
         self.bank.load_state_dict(_part(state, "bank."))
         self.writer.load_state_dict(_part(state, "writer."))
         self._generator.set_state(state["generator"].cpu())
+
+    def _residual(self, evidence: Tensor, rows: Snapshot) -> Residual | None:
+        """What new steps say against rows of this memory; None if the key's models cannot tell."""
+        key = self.key
+        if not isinstance(key, Likelihood):
+            return None
+
+        def against(index: Tensor) -> StepEvidence:
+            known = (index >= 0)[:, None]
+            keys = rows.keys[index.clamp(min=0).to(rows.keys.device)][:, : key.size]
+            return key.residual(evidence, torch.where(known, keys, torch.nan))
+
+        return against
 
     def _affinity(self, rows: Snapshot, at: Tensor) -> Tensor:
         """``[T, K, K]``: which of the candidates are probably one task."""

@@ -70,7 +70,7 @@ class Contrastive(LearnedKey):
         ]
         return -torch.stack(right).mean()
 
-    def trained(self, steps: Steps) -> None:
+    def trained(self, steps: Steps, others: Steps) -> None:
         """Keep where the tasks trained on lie."""
         sums = [self.summed(i, m) for i, m in zip(steps.inputs(), steps.mask, strict=True)]
         self._others = functional.normalize(torch.stack([self.view(s) for s in sums]).mean(0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -79,9 +79,11 @@ class LearnedKey(SummedKey):
         kept = Seen(**{name: column[:, ~out] for name, column in vars(seen).items()})
         self._scaler = StepScaler.fit(kept)
         self._sizes = torch.tensor([seen.obs.shape[-1], seen.action.shape[-1]])
-        self._network = self._new(generator).to(same.device)
-        self._train(self._scaler(kept), same[~out][:, ~out], generator)
-        self._weigh(self._scaler(seen).tasks(out), same[out][:, out])
+        self._network: Any = self._new(generator).to(same.device)
+        steps, others = self._scaler(kept), self._scaler(seen).tasks(out)
+        self._train(steps, same[~out][:, ~out], generator)
+        self.trained(steps, others)
+        self._weigh(others, same[out][:, out])
         self._finish()
 
     def _new(self, generator: torch.Generator) -> nn.Module:
@@ -111,10 +113,7 @@ class LearnedKey(SummedKey):
                 return self.loss(first, second, same, generator)
 
             train(self._network, loss, self.updates, self.rate)
-        with torch.no_grad():
-            self.trained(steps)
 
-    @torch.no_grad()
     def _weigh(self, steps: Steps, same: Tensor) -> None:
         """What the score is worth in log-odds, and whether it is worth anything."""
         found = [self._with_view(self.summed(*probe)) for probe in _each(steps)]
@@ -139,8 +138,8 @@ class LearnedKey(SummedKey):
     def loss(self, first: Steps, second: Steps, same: Tensor, generator: torch.Generator) -> Tensor:
         """To be minimised: some steps each of two probes of the same tasks."""
 
-    def trained(self, steps: Steps) -> None:
-        """Called once after training, with all steps of the tasks trained on."""
+    def trained(self, steps: Steps, others: Steps) -> None:
+        """Called after training with all steps of the tasks trained on, and of those held out."""
 
     @abstractmethod
     def summed(self, inputs: Tensor, mask: Tensor) -> Tensor:
@@ -150,13 +149,11 @@ class LearnedKey(SummedKey):
     def terms(self, query: Tensor, rows: Tensor) -> Tensor:
         """``[T, N, L]`` of evidence: what the score is a weighted sum of, weights positive."""
 
-    @torch.no_grad()
     def sums(self, episodes: Trajectories) -> Tensor:
         """The network's sums."""
         steps = self._scaler(Seen.of(episodes, self.normalizer))
         return self.summed(steps.inputs(), steps.mask).double()
 
-    @torch.no_grad()
     def score(self, query: Tensor, rows: Tensor) -> Tensor:
         """See ``base.Key``."""
         self._check_fitted()

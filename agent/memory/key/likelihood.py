@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from agent.memory.evidence import Head
+from agent.memory.guard import StepEvidence
 from agent.memory.key.base import (
     FEWEST_TASKS,
     IndistinguishableTasksError,
@@ -165,6 +166,30 @@ class Likelihood(SummedKey):
     def dynamics_score(self, query: Tensor, rows: Tensor) -> Tensor:
         """The part of the score that the dynamics contribute: low, the robot has changed."""
         return self._scored(query, rows, self._weight * torch.tensor([0.0, 1.0]).to(self._weight))
+
+    def residual(self, query: Tensor, rows: Tensor) -> StepEvidence:
+        """What new steps say against row t being the task of query t, both ``[T, D]``.
+
+        A step counts by how much worse the row's models explain it than the query's own do, in the
+        units of the score. Where either says nothing, steps say nothing (NaN).
+        """
+        start, _ = self.sizes
+        models = []
+        for evidence in (rows, query):
+            sums = self._unpacked(evidence[:, start:].double())
+            models.append({n: head.coefficients(sums[n]) for n, head in self._heads.items()})
+
+        def said(obs: Tensor, action: Tensor, reward: Tensor, after: Tensor) -> Tensor:
+            total = torch.zeros(reward.shape, dtype=torch.float64, device=reward.device)
+            inputs = self._inputs(Seen.at(obs, action, reward, after, self.normalizer))
+            for weight, (name, head) in zip(self._weight, self._heads.items(), strict=True):
+                scaled = (inputs[name][0] - head.middle) / head.spread
+                target = head.targets(*inputs[name])
+                row, own = ((target - scaled @ model[name]).square() for model in models)
+                total += weight * ((row - own) / (2 * head.noise)).sum(-1)
+            return total
+
+        return said
 
     def _scored(self, query: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
         self._check_fitted()

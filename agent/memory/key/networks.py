@@ -62,7 +62,7 @@ def train(
         value = loss()
         if not bool(torch.isfinite(value)):
             raise FloatingPointError(
-                f"the loss of update {update} is {float(value)}: probes with extreme values?"
+                f"the loss of update {update} is {value.item()}: probes with extreme values?"
             )
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,14 +34,25 @@ class Seen:
     @classmethod
     def of(cls, episodes: Trajectories, normalizer: ObsNormalizer) -> Seen:
         """All steps of a task in a row, n = E H."""
-        obs, after = normalizer(episodes.obs).double(), normalizer(episodes.next_obs()).double()
-        return cls(
-            obs.flatten(1, 2),
-            episodes.action.double().clamp(-1, 1).flatten(1, 2),
-            (after - obs).flatten(1, 2),
-            episodes.reward.double().flatten(1, 2)[..., None],
-            episodes.mask.double().flatten(1, 2),
-        )
+        raw = (episodes.obs, episodes.action, episodes.reward, episodes.next_obs())
+        obs, action, reward, after = (column.flatten(1, 2) for column in raw)
+        seen = cls.at(obs, action, reward, after, normalizer)
+        return replace(seen, mask=episodes.mask.double().flatten(1, 2))
+
+    @classmethod
+    def at(
+        cls,
+        obs: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        after: Tensor,
+        normalizer: ObsNormalizer,
+    ) -> Seen:
+        """Raw steps: ``[T, n, O]``, ``[T, n, A]``, ``[T, n]``, ``[T, n, O]``."""
+        before, behind = normalizer(obs).double(), normalizer(after).double()
+        one = torch.ones_like(reward, dtype=torch.float64)
+        action = action.double().clamp(-1, 1)
+        return cls(before, action, behind - before, reward.double()[..., None], one)
 
 
 class SummedKey(ABC):

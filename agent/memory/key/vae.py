@@ -9,6 +9,7 @@ negative evidence lower bound.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -23,6 +24,7 @@ from agent.memory.key.steps import Steps
 
 # So that at first a hundred steps together are as precise as the prior.
 _LITTLE = -4.6
+_PAIRS_AT_ONCE = 2**18
 
 
 class _Belief(nn.Module):
@@ -49,7 +51,7 @@ class Vae(LearnedKey):
 
     latent: Annotated[int, Field(ge=1)] = 32
     """Numbers that a task is described by."""
-    beta: Annotated[float, Field(ge=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 0.25
     """Weight of the divergence from the prior; 1 is the evidence lower bound itself."""
 
     def network(self, obs: int, action: int, generator: torch.Generator) -> nn.Module:
@@ -64,7 +66,21 @@ class Vae(LearnedKey):
 
     def view(self, sums: Tensor) -> Tensor:
         """Log-normaliser of the product with the prior, ``[T, 1]``."""
-        return _log_normaliser(sums)[..., None]
+        return _log_normaliser(self._trusted(sums))[..., None]
+
+    def _trusted(self, sums: Tensor) -> Tensor:
+        """Natural parameters as precise as another probe of the same task confirms."""
+        told = 1 + self._apart * sums[..., self.latent :]
+        return sums / torch.cat([told, told], -1)
+
+    def trained(self, steps: Steps, others: Steps) -> None:
+        """Learn by how much more two probes' beliefs differ than they claim, per latent."""
+        sums = [self.summed(i, m) for i, m in zip(others.inputs(), others.mask, strict=True)]
+        (one, sure), (two, certain) = (s.double().chunk(2, -1) for s in sums[:2])
+        claimed = 1 / sure + 1 / certain
+        beyond = (one / sure - two / certain).square() - claimed
+        trust = claimed.square().reciprocal()  # where nothing is claimed, nothing is learned
+        self._apart = ((beyond * trust).sum(0) / trust.sum(0) / 2).clamp(min=0)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -94,8 +110,17 @@ class Vae(LearnedKey):
 
     def terms(self, query: Tensor, rows: Tensor) -> Tensor:
         """See ``LearnedKey``."""
-        together = _log_normaliser(query[:, None, 1:] + rows[None, :, 1:])
+        asked, known = self._trusted(query[:, 1:]), self._trusted(rows[:, 1:])
+        at_once = max(1, _PAIRS_AT_ONCE // max(len(rows), 1))
+        together = torch.cat([_log_normaliser(a[:, None] + known) for a in asked.split(at_once)])
         return (together - query[:, :1] - rows[:, 0])[..., None]
+
+    def _fitted(self) -> dict[str, Tensor]:
+        return super()._fitted() | {"apart": self._apart}
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        super()._restore(state)
+        self._apart = state["apart"]
 
 
 def _log_normaliser(natural: Tensor) -> Tensor:
