@@ -27,6 +27,7 @@ from agent.config import build
 from agent.continual.engram import lineage_of
 from agent.learners.base import MetaLearner
 from agent.memory.candidates import Candidates, corrupt
+from agent.memory.codec import Codec
 from agent.memory.key.likelihood import Likelihood
 from agent.memory.memory import EpisodicMemory, MemoryConfig
 from agent.memory.reader.base import attempts
@@ -196,6 +197,31 @@ def regrets(library: Library, learner: MetaLearner) -> Table:
     return table
 
 
+def codecs(library: Library) -> Table:
+    """What is left of the stored gains in few bits: 24 deterministic episodes of each, paired."""
+    m, policy = len(library.params), library.policy
+    anchor = library.memory.bank.anchor
+
+    def returned(params: Tensor) -> Tensor:
+        with TaskBatch(
+            library.family, library.tasks[:m], 24, policy, generator(4, "evaluation")
+        ) as batch:
+            return batch.collect(params, deterministic=True).mean_return()
+
+    full, base = returned(library.params), returned(anchor.expand(m, -1))
+    table = Table("codec", "bytes of the policy", "gain kept, mean", "worst task")
+    for kind in ("float32", "bfloat16", "int8", "int4"):
+        codec = Codec(kind, tuple(policy.segments))
+        coded = [codec.encode(p - anchor) for p in library.params]
+        decoded = torch.stack([anchor + codec.decode(c) for c in coded])
+        kept = (returned(decoded) - base) / (full - base)
+        size = len(coded[0])
+        table.add_row(kind, f"{size:,}", f"{kept.mean():.3f}", f"{kept.min():.3f}")
+    state = library.memory.bank
+    table.title = f"{state.bytes / len(state) / 1024:.1f} KiB a row with all that is kept (int8)"
+    return table
+
+
 def worse_than(meta: Tensor, returns: Tensor) -> Tensor:
     """1 where the first ten episodes are worse by more than a standard error, ``[2M]``."""
     first, other = meta[:, :10], returns[:, :10]
@@ -221,6 +247,7 @@ def main() -> None:
         settings.get("split", "validation"),
         settings.get("family", "half_cheetah_dir_faults"),
     )
+    console.print(codecs(library))
     console.print(regrets(library, learner))
 
 

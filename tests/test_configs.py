@@ -97,6 +97,9 @@ def test_agents_build(name: str):
     config = build(configure("continual", [f"agents=[{name}]"]), "", ContinualSettings)
     built = build(config.agent[name], f"agent.{name}")
     assert isinstance(built, agents.MetaInit)
+    for node in ("key", "reader"):
+        if hasattr(built, node):
+            build(getattr(built, node), node)
 
 
 @pytest.mark.parametrize("name", names("stream"))

@@ -279,6 +279,13 @@ def test_vae_score_is_the_bayes_factor_of_one_latent(keys: dict[str, Any]):
             torch.testing.assert_close(score, weight * ratio + offset, rtol=1e-3, atol=1e-2)
 
 
+def test_vae_scores_are_the_same_in_pieces(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    rows, query = (keys["vae"].encode(p) for p in PROBES)
+    whole = keys["vae"].score(query, rows)
+    monkeypatch.setattr("agent.memory.key.vae._PAIRS_AT_ONCE", 5 * TASKS)
+    torch.testing.assert_close(keys["vae"].score(query, rows), whole)
+
+
 def test_vae_loss_is_the_lower_bound_per_step():
     key = Vae(width=4, latent=2, beta=0.5)
     key._network = key.network(OBS, ACTIONS, torch.Generator().manual_seed(0)).requires_grad_(False)

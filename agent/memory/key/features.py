@@ -8,6 +8,7 @@ all training tasks at once; its error is differentiated through the regression's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Annotated
 
 import torch
@@ -16,7 +17,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from agent.memory.key.base import NotFittedError, known
-from agent.memory.key.handmade import HandMade
+from agent.memory.key.handmade import Features, HandMade
+from agent.memory.key.likelihood import Likelihood
 from agent.memory.key.networks import load_named, mlp, named, train
 from agent.memory.key.steps import Steps, StepScaler
 from agent.memory.key.summed import Seen, stack
@@ -131,3 +133,11 @@ class LearnedFeatures:
     def _new(self, sizes: Tensor, generator: torch.Generator) -> _Networks:
         obs, action = sizes.tolist()
         return _Networks(obs, action, self.width, self.learned, generator)
+
+
+@dataclass(kw_only=True, config={"extra": "forbid", "arbitrary_types_allowed": True})
+class LearnedLikelihood(Likelihood):
+    """The likelihood key on learned features: slower to fit, and tells milder variations apart."""
+
+    features: Features = field(default_factory=LearnedFeatures)
+    """What reward and dynamics are linear in."""

@@ -158,7 +158,8 @@ class LearnedKey(SummedKey):
         """See ``base.Key``."""
         self._check_fitted()
         score = self.terms(query, rows).double() @ self._weight + self._offset
-        return where_known(score, query, rows)
+        told = self.sizes[0]  # what is not known is NaN throughout
+        return where_known(score, query[:, :told], rows[:, :told])
 
     def _fitted(self) -> dict[str, Tensor]:
         scaler = {f"scaler.{k}": v for k, v in self._scaler.state_dict().items()}
