@@ -75,9 +75,8 @@ def rows_table(contents: Contents, by: By) -> Table:
         "row", "task", "return", "gain", "visits", "tried", "right", "time", "KiB",
         box=box.SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip
-    table.columns[1].no_wrap = True
-    for column in table.columns[2:]:
-        column.justify = "right"
+    for column in table.columns[2:]:  # the task gives way first
+        column.justify, column.no_wrap = "right", True
     for uid, facts in _ordered(contents, by):
         counts = [facts[name] for name in ("visits", "recalls", "accepted", "time")]
         table.add_row(

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from agent.adapter import Pull
-from agent.config import build, resolved
+from agent.config import build
 from agent.continual.agents import MetaInit
 from agent.continual.visit import Visit
 from agent.learners.base import MetaLearner
@@ -161,8 +161,7 @@ class Engram(MetaInit):
         segments = {"segments": self.learner.policy.segments}
         with MemoryFolder(folder).writer() as writer:
             writer.set_lineage(store.lineage, store.bank.anchor, normalizer, segments, current=True)
-            settings = resolved(self.key, key)
-            writer.set_encoder(key.version, key.state_dict(), settings, current=True)
+            writer.set_encoder(key.version, key.state_dict(), dict(self.key), current=True)
             writer.mirror(named)
 
     def state_dict(self) -> dict[str, Tensor]:
