@@ -122,6 +122,21 @@ class GaussianMlp:
         parts.append(torch.full((self.action_size,), self.config.log_std))
         return torch.cat(parts).to(self.device)
 
+    def renormalised(self, params: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """Parameters ``[..., P]`` made under another normaliser, for this policy's own.
+
+        What the other statistics ``[O]`` did to an observation is done by the first layer instead:
+        the actions are the same wherever neither normaliser clips.
+        """
+        mine = torch.sqrt(self.normalizer.var + 1e-6)
+        theirs = torch.sqrt(var.to(mine) + 1e-6)
+        shift = (self.normalizer.mean - mean.to(mine)) / theirs
+        i, o = self._layers[0]
+        weight = params[..., : i * o].unflatten(-1, (i, o))
+        bias = params[..., i * o : (i + 1) * o] + (shift[:, None] * weight).sum(-2)
+        scaled = (weight * (mine / theirs)[:, None]).flatten(-2)
+        return torch.cat([scaled, bias, params[..., (i + 1) * o :]], -1)
+
     def unflatten(self, params: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """``params [T, P]`` as views: the layers, and the log-std ``[T, 1, A]``.
 

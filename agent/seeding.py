@@ -12,7 +12,15 @@ import numpy as np
 import torch
 
 Purpose = Literal[
-    "init", "train", "calibration", "tasks", "evaluation", "adaptation", "stream", "visit"
+    "init",
+    "train",
+    "calibration",
+    "tasks",
+    "evaluation",
+    "adaptation",
+    "stream",
+    "visit",
+    "reader",
 ]
 _PURPOSES = get_args(Purpose)
 

@@ -160,8 +160,9 @@ def restore(learner: MetaLearner, run: Run) -> dict[str, Any] | None:
 def load_probes(run: Run, learner: MetaLearner) -> TrainingProbes:
     """The probes of training tasks that a finished training run has made.
 
+    Whether a key can tell the tasks apart is found when it is fitted to them.
+
     Raises:
-        IndistinguishableTasksError: The memory could not tell the training tasks apart.
         FileNotFoundError: The run is not finished.
     """
     saved = run.checkpoints.load()
@@ -172,8 +173,6 @@ def load_probes(run: Run, learner: MetaLearner) -> TrainingProbes:
             f"{run.folder}: holds no finished meta-training (no probes in its checkpoint); run the "
             "training command for this folder to its end first"
         )
-    if saved[1].get("key_failure"):
-        raise IndistinguishableTasksError(f"{run.folder} has no key: {saved[1]['key_failure']}")
     return TrainingProbes.from_state(state, learner.policy.normalizer)
 
 

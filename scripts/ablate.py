@@ -6,8 +6,8 @@ INIT is a meta-training run. A policy is worked out for each of ``rows`` tasks (
 episodes) and stored; then every stored task comes again, and as many that were never met. All
 methods get 20 episodes: 2 of probe, their trials, and the rest with what they decided on. No
 gradient step is taken, so that what is seen is reading alone. Regret: what is missing to the true
-row (on tasks never met: to the best of the rows and the meta-initialisation), as a share of the
-stored gain of an episode, summed over the 20.
+row (on tasks never met: to the best of the rows and the meta-initialisation, which nobody could
+know), as a share of the stored gain of an episode, summed over the 20.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from agent.assemble import build_family, load_trained
 from agent.cli import configure
 from agent.config import build
-from agent.continual.engram import lineage_of
+from agent.continual.engram import lineage_of, return_so_far
 from agent.learners.base import MetaLearner
 from agent.memory.candidates import Candidates, corrupt
 from agent.memory.codec import Codec
@@ -122,15 +122,14 @@ def one(episodes: Trajectories, i: int) -> Trajectories:
 
 
 def probed(library: Library, learner: MetaLearner) -> tuple[Candidates, Tensor]:
-    """What every reader gets to choose from, and the return of the probes ``[2M]``."""
+    """What every reader gets to choose from, and the mean return of the probes ``[2M]``."""
     anchor = learner.theta.detach()
     with TaskBatch(
         library.family, library.tasks, PROBE, library.policy, generator(1, "visit")
     ) as batch:
         probe = batch.collect(anchor.expand(len(library.tasks), -1))
-    home = (probe.reward * probe.mask).cumsum(-1).mean(1)
     evidence = library.memory.key.encode(probe)
-    return library.memory.candidates(evidence, home), probe.returns().nansum(1)
+    return library.memory.candidates(evidence, return_so_far(probe)), probe.returns().nanmean(1)
 
 
 def acted(library: Library, params: Tensor, episodes: int, seed: int = 2) -> Tensor:
@@ -141,6 +140,18 @@ def acted(library: Library, params: Tensor, episodes: int, seed: int = 2) -> Ten
         return batch.collect(params).returns()
 
 
+def best_returns(library: Library, anchor: Tensor) -> Tensor:
+    """``[2M]`` mean return of the true row, or of the best of the rows and the anchor."""
+    m = len(library.params)
+    own = acted(library, torch.cat([library.params, anchor[m:]]), 18, seed=8).nanmean(1)
+    # Every row on every new task. The best of them is picked on other episodes than it is judged.
+    found = [acted(library, row.expand(2 * m, -1), 4, seed=9).nanmean(1) for row in library.params]
+    place = torch.stack([*found, acted(library, anchor, 4, seed=9).nanmean(1)]).argmax(0)
+    rows = torch.cat([library.params, anchor[:1]])
+    judged = acted(library, rows[place], 18, seed=8).nanmean(1)
+    return torch.cat([own[:m], judged[m:]])
+
+
 def read(library: Library, candidates: Candidates, reader: dict[str, Any], rate: float) -> Tensor:
     """Returns ``[2M, 18]`` of the episodes after the probe, with ``rate`` wrong matches."""
     draws = torch.Generator().manual_seed(7)
@@ -148,12 +159,12 @@ def read(library: Library, candidates: Candidates, reader: dict[str, Any], rate:
     trial = build(reader, "reader").open(found, draws)
     left = EPISODES - PROBE
     with TaskBatch(
-        library.family, library.tasks, 1, library.policy, generator(2, "visit")
+        library.family, library.tasks, 1, library.policy, generator(5, "visit")
     ) as batch:
         made = attempts(trial, lambda params, guard: batch.collect(params, guard=guard), left)
         returns = [a.episodes.returns() for a in made]
     if len(made) < left:
-        returns.append(acted(library, trial.start(), left - len(made)))
+        returns.append(acted(library, trial.start(), left - len(made), seed=6))
     return torch.cat(returns, 1)
 
 
@@ -163,18 +174,16 @@ def regrets(library: Library, learner: MetaLearner) -> Table:
     candidates, probe = probed(library, learner)
     anchor = learner.theta.detach().expand(2 * m, -1)
     meta = acted(library, anchor, left)
-    oracle = torch.cat([library.params, anchor[m:]])
-    best = acted(library, oracle, left).nanmean(1)
+    best = best_returns(library, anchor)
     rows = library.memory.bank.snapshot()
     gain = (rows.mean - rows.baseline).clamp(min=1.0)
     unit = torch.cat([gain, gain.mean().expand(m)])
-    best = torch.cat([best[:m], torch.maximum(best[m:], meta[m:].nanmean(1))])
 
     def regret(returns: Tensor) -> Tensor:
-        whole = probe + returns.nan_to_num(nan=0.0).sum(1)
-        return (best * EPISODES - whole) / unit
+        lived = PROBE * probe + left * returns.nanmean(1)
+        return (best * EPISODES - lived) / unit
 
-    right = candidates.index[:m, 0] == torch.arange(m)
+    right = candidates.index[:m, 0].cpu() == torch.arange(m)
     columns = ["reader", *(f"known, {r:.0%} wrong" for r in RATES), "new", "new, worse by > 1 se"]
     table = Table(*columns)
     base, again = regret(meta), acted(library, anchor, left, seed=3)

@@ -212,7 +212,7 @@ def test_recall_strip_is_right_only_for_the_same_task(tmp_path: Path):
     assert kinds == ["none", "none", "same", "other", "same", "other", "other"]
     stream = images(html_of(fill(tmp_path)))[2]
     assert all(colour.lower() in stream for colour in plots.RECALL_COLOURS.values())
-    assert "✓ row 0" in stream and "✗ row 0" in stream and "from visit 0, d 0.9" in stream
+    assert "✓ row 0" in stream and "✗ row 0" in stream and "from visit 0, p 0.90" in stream
 
 
 def test_one_seed_without_intervals(tmp_path: Path):

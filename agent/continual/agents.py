@@ -29,6 +29,11 @@ class StreamAgent(Protocol):
     score: float
     """Mean return of the episodes that it last acted in."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether it has episodes that it has not learned from yet."""
+        ...
+
     def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
         """Be born: with a meta-initialisation, and probes from which to learn to tell tasks."""
         ...
@@ -76,6 +81,11 @@ class MetaInit:
         self.score = float("nan")
         self._step = 0
 
+    @property
+    def pending(self) -> bool:
+        """It learns from all episodes at once."""
+        return False
+
     def begin(self, visit: Visit) -> dict[str, Any]:
         """Back to the meta-initialisation."""
         self.params, self._step = self._meta_init(), 0
@@ -110,11 +120,10 @@ class MetaInit:
 
     def _collect(self, visit: Visit) -> Trajectories:
         """The episodes of the next adaptation step."""
-        return visit.collect(self.params, self._batch(visit))
+        return visit.collect(self.params, self._batch(visit.remaining))
 
-    def _batch(self, visit: Visit) -> int:
+    def _batch(self, left: int) -> int:
         """Episodes of the next step: as set, unless the visit would end with a few left over."""
-        left = visit.remaining
         return left if left < 1.5 * self.episodes else self.episodes
 
     def _memory_term(self) -> tuple[Recall | None, float]:

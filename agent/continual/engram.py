@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ from agent.memory.candidates import Candidates
 from agent.memory.decide import Outcome
 from agent.memory.files import MemoryFolder
 from agent.memory.key.base import Key
+from agent.memory.key.given import GivenKey
 from agent.memory.memory import EpisodicMemory, MemoryConfig
 from agent.memory.posterior import Calibration
 from agent.memory.probes import TrainingProbes
@@ -30,6 +31,7 @@ from agent.memory.reader.base import Attempt, Reader, Trial, attempts
 from agent.memory.row import ReturnRecord, Row, Transitions
 from agent.memory.use import used
 from agent.memory.worth import reweighted_return
+from agent.seeding import torch_generator
 from agent.types import Recall, Trajectories
 
 Node = dict[str, Any]
@@ -71,10 +73,10 @@ class Engram(MetaInit):
         self.store = EpisodicMemory(
             self.memory, self._key, calibration, learner.policy, anchor, lineage, horizon, seed
         )
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch_generator(seed, "reader")
         self._time = 0
         if self.open_from is not None:
-            self.store.take_over(MemoryFolder(Path(self.open_from)).read())
+            self.store.take_over(self._inherited(Path(self.open_from)))
 
     def begin(self, visit: Visit) -> dict[str, Any]:
         """Probe with the meta-initialisation, try what the memory brings up, and start from it."""
@@ -82,8 +84,10 @@ class Engram(MetaInit):
         self._visit, self._curve, self._acted, self._again = visit, [], None, None
         self._probe = visit.collect(self.params, min(self.probe_episodes, visit.remaining))
         self.score = float(self._probe.mean_return())
-        self._evidence = self._key.encode(self._probe)
-        candidates = self.store.candidates(self._evidence, _so_far(self._probe))
+        # Only keys that are oracles are told what the task is.
+        told = visit.told if isinstance(self._key, GivenKey) else None
+        self._evidence = self._key.encode(self._probe, told)
+        candidates = self.store.candidates(self._evidence, return_so_far(self._probe))
         trial = self._reader.open(candidates, self._generator)
         made = attempts(
             trial, lambda params, guard: visit.collect(params, 1, guard), visit.remaining
@@ -98,7 +102,8 @@ class Engram(MetaInit):
             self.params = start
             self._step = self.learner.meta_steps  # the meta-learned step is for the meta-init
         self._first_step, self._jumped = self._step, row
-        self._matched = bool(getattr(trial, "matched", torch.tensor([row is not None]))[0])
+        believed = torch.tensor([row is not None and not bool(candidates.null_wins[0])])
+        self._matched = bool(getattr(trial, "matched", believed)[0])
         self._null, self._match = self._belief(trial, candidates, row)
         return self._told(trial, candidates, made, row)
 
@@ -156,7 +161,10 @@ class Engram(MetaInit):
         """Write the rows to a folder of which ``engram memory`` and other runs can make use."""
         store, key = self.store, self._key
         rows = {uid: store.bank.row(uid) for uid in store.bank.snapshot().uids.tolist()}
-        named = {uid: row.with_(info={"label": labels.get(uid, "")}) for uid, row in rows.items()}
+        named = {
+            uid: row.with_(info={"label": ""} | row.info | _label(labels, uid))
+            for uid, row in rows.items()
+        }
         normalizer = self.learner.policy.normalizer.state_dict()
         segments = {"segments": self.learner.policy.segments}
         with MemoryFolder(folder).writer() as writer:
@@ -168,15 +176,44 @@ class Engram(MetaInit):
         """The policy and the memory."""
         memory = {f"memory.{k}": v for k, v in self.store.state_dict().items()}
         own = {"time": torch.tensor(self._time), "draws": self._generator.get_state()}
-        return super().state_dict() | own | memory
+        key = {f"key.{k}": v for k, v in self._key.state_dict().items()}
+        worth = self.store.calibration.state_dict()
+        return super().state_dict() | own | key | worth | memory
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The policy and the memory."""
         super().load_state_dict(state)
         self._time = int(state["time"])
         self._generator.set_state(state["draws"].cpu())
+        key = {k.removeprefix("key."): v for k, v in state.items() if k.startswith("key.")}
+        self._key.load_state_dict({k: v.to(self.params.device) for k, v in key.items()})
+        self._fit = None, None  # it is this life's now
+        self.store.calibrate(Calibration.from_state(state))
         rows = {k.removeprefix("memory."): v for k, v in state.items() if k.startswith("memory.")}
         self.store.load_state_dict(rows)
+
+    def _inherited(self, folder: Path) -> Iterator[Row]:
+        """The rows of another run, as policies for this one's normaliser.
+
+        Raises:
+            ValueError: They are of networks of another form.
+        """
+        contents, policy = MemoryFolder(folder).contents(), self.learner.policy
+        for uid in contents.uids:
+            row = contents.row(uid)
+            lineage = contents.lineage(row.lineage)
+            form = list(lineage.settings.get("segments", policy.segments))
+            if form != policy.segments:
+                raise ValueError(
+                    f"{folder}: row {uid} is a network of layers {form}, "
+                    f"this agent's are {policy.segments}"
+                )
+            own = row.lineage == self.store.lineage
+            if not own and {"mean", "var"} <= lineage.state.keys():
+                params = row.params.to(policy.device)
+                params = policy.renormalised(params, lineage.state["mean"], lineage.state["var"])
+                row = row.with_(params=params.cpu())
+            yield row
 
     def _fitted(self, probes: TrainingProbes) -> tuple[Key, Calibration]:
         """The key and its calibration; fitted once for all lifetimes of this agent."""
@@ -187,12 +224,18 @@ class Engram(MetaInit):
             self._fit = probes, fitted
         return fitted
 
+    @property
+    def pending(self) -> bool:
+        """Whether it has episodes that it has not learned from yet."""
+        return self._unused is not None
+
     def _collect(self, visit: Visit) -> Trajectories:
         """As without memory, but episodes made by the very policy that goes on are not wasted."""
         unused, self._unused = self._unused, None
         if unused is None:
             return super()._collect(visit)
-        more = min(self._batch(visit) - unused.reward.shape[1], visit.remaining)
+        had = unused.reward.shape[1]
+        more = min(self._batch(had + visit.remaining) - had, visit.remaining)
         return unused.joined(visit.collect(self.params, more)) if more > 0 else unused
 
     def _memory_term(self) -> tuple[Recall | None, float]:
@@ -259,12 +302,17 @@ class Engram(MetaInit):
         }
 
 
+def _label(labels: Mapping[int, str], uid: int) -> dict[str, str]:
+    """What this life knows of a row; nothing of one that it took over."""
+    return {"label": labels[uid]} if labels.get(uid) else {}
+
+
 def lineage_of(anchor: Tensor) -> str:
     """Names a meta-initialisation ``[P]``: policies from another are in other coordinates."""
     return hashlib.sha256(json.dumps(anchor.tolist()).encode()).hexdigest()[:16]
 
 
-def _so_far(probe: Trajectories) -> Tensor:
+def return_so_far(probe: Trajectories) -> Tensor:
     """``[T, H]`` mean return so far of the episodes that did not diverge; NaN if all did."""
     kept = (~probe.diverged)[..., None]
     paid = (probe.reward * probe.mask).cumsum(-1)

@@ -100,7 +100,7 @@ def visit_task(agent: StreamAgent, world: World, task: Task, number: int) -> dic
     with Visit(family, task, world.policy, stream.budget_episodes, rng) as visit:
         recalled = agent.begin(visit)
         start = measure(agent.params, world, task)
-        while visit.remaining > 0:
+        while visit.remaining > 0 or agent.pending:
             agent.improve(visit)
             curve.append(
                 {"episodes": stream.budget_episodes - visit.remaining, "return": agent.score}

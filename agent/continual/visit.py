@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from agent.memory.guard import Guard
@@ -47,6 +48,12 @@ class Visit:
         """Close the simulators."""
         for batch in self._batches.values():
             batch.__exit__(kind, error, trace)
+
+    @property
+    def told(self) -> Tensor:
+        """Descriptor ``[1, d]`` of the task: for oracles alone."""
+        described = self._family.describe([self._task])
+        return torch.as_tensor(described, dtype=torch.float32, device=self._policy.device)
 
     @property
     def steps_used(self) -> int:

@@ -111,15 +111,19 @@ class Bank:
         self._next += 1
         return uid
 
-    def replace(self, uid: int, row: Row, check: Check | None = None) -> None:
+    def replace(
+        self, uid: int, row: Row, check: Check | None = None, kind: Kind | None = None
+    ) -> None:
         """A new version of a row; snapshots keep the old one, and so does the bank if this raises.
+
+        It is coded as ``kind`` at least; None: as set.
 
         Raises:
             KeyError: There is no such row.
             BankFullError: The new version is larger and there is no room.
             ValueError: The row is not like those of this bank, or not finite.
         """
-        self._put(uid, row, check, freed=self._log.bytes_at(self._position(uid)))
+        self._put(uid, row, check, self._log.bytes_at(self._position(uid)), kind)
         self._tidy()
 
     def remove(self, uid: int) -> None:
@@ -195,7 +199,8 @@ class Bank:
         sizes = dataclasses.replace(self.sizes, key=key.size)
         log = self._new_log(sizes, key.version, self.anchor)
         self._rewrite(
-            log, lambda at, state: with_keys(state, key, [old.row(i) for i in at.tolist()])
+            log,
+            lambda at, state: with_keys(state, key, [old.row(i) for i in at.tolist()], self.device),
         )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -240,14 +245,16 @@ class Bank:
         self._take(log)
         self._next = facts["next"]
 
-    def _put(self, uid: int, row: Row, check: Check | None, freed: int) -> None:
+    def _put(
+        self, uid: int, row: Row, check: Check | None, freed: int, kind: Kind | None = None
+    ) -> None:
         """Write a version of a row, if it fits once ``freed`` bytes are given back."""
         if not self.encoder and len(self._log) == 0:
             self._log.encoder = row.encoder
         refuse_unlike(row, self.sizes, self.encoder)
         row = row.with_(probe=shortened(row.probe, self.config.probe_steps))
         own = row.lineage == self.lineage
-        codec, record = self._coded(row, self._log, own, check)
+        codec, record = self._coded(row, self._log, own, check, kind)
         other = -1 if row.encoder == self.encoder else len(row.key)
         size = self._log.row_bytes(other, codec, len(packed(row.probe)), row.info)
         most = self.config.bytes
@@ -260,14 +267,16 @@ class Bank:
         self._bytes += size - freed
         self._snapshot = None
 
-    def _coded(self, row: Row, log: Log, own: bool, check: Check | None) -> tuple[Codec, Tensor]:
+    def _coded(
+        self, row: Row, log: Log, own: bool, check: Check | None, kind: Kind | None = None
+    ) -> tuple[Codec, Tensor]:
         """A row's policy, coded in as few bits as the settings and the check allow.
 
         One of another lineage is far from the anchor, and would lose too much in few bits.
         """
         anchor = log.anchors[0]
         delta = row.params.detach().to(anchor.device, torch.float32) - anchor
-        start: Kind = self.config.codec if own else "float32"
+        start: Kind = (kind or self.config.codec) if own else "float32"
         return fit_codec(
             delta,
             lambda decoded: check is None or check(anchor + decoded),

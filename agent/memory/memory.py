@@ -74,10 +74,11 @@ class EpisodicMemory:
             segments=tuple(policy.segments),
         )
         self.bank = Bank(config.bank, sizes, anchor, lineage, policy.device, key.version)
-        self._alike = likeness(key, calibration)
+        # The calibration may come from a saved state later.
+        self._alike = lambda *asked: likeness(self.key, self.calibration)(*asked)
         differs = differ(policy, config.alternatives_differ)
         self.writer = Writer(config.write, self.bank, key, self._alike, differs, seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed + 2**32)  # not the writer's
 
     def __len__(self) -> int:
         """Rows held now."""
@@ -131,18 +132,22 @@ class EpisodicMemory:
         )
         return corrupt(found, self.config.corrupt_rate, self._generator)
 
-    def take_over(self, rows: Iterable[tuple[int, Row]]) -> None:
+    def take_over(self, rows: Iterable[Row]) -> None:
         """Add the rows of another memory, for whatever key they were made.
 
         Keys are made anew from the rows' probes where another key made them. Rows of another
         lineage can be tried and jumped to, but not mixed.
         """
         versions = set()
-        for _, row in rows:
-            self.bank.append(row)
+        for row in rows:
+            self.bank.append(row.with_(time=0))  # times are of a lifetime
             versions.add(row.encoder)
         if versions - {self.key.version}:
             self.bank.rekey(self.key)
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """What the key's scores are worth, as a saved state has it."""
+        self.calibration = calibration
 
     def write(self, outcome: Outcome, measure: Measure | None = None) -> Decision:
         """What a visit leaves behind."""

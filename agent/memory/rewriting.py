@@ -24,12 +24,12 @@ def with_lineage(state: State, old: str, new: str) -> State:
     return state | {"lineage": lineage, "text": json_bytes(text)}
 
 
-def with_keys(state: State, key: Key, rows: Sequence[Row]) -> State:
+def with_keys(state: State, key: Key, rows: Sequence[Row], device: torch.device) -> State:
     """All keys made anew from the rows' probes; NaN where a row has none."""
     text = json_value(state["text"])
     text["names"].append(key.version)
     return state | {
-        "key": encoded(key, [row.probe for row in rows]),
+        "key": encoded(key, [row.probe for row in rows], device),
         "encoder": torch.full_like(state["encoder"], len(text["names"]) - 1),
         "other_key": torch.full_like(state["other_key"], -1),
         "other_keys": torch.zeros(0),
@@ -37,8 +37,11 @@ def with_keys(state: State, key: Key, rows: Sequence[Row]) -> State:
     }
 
 
-def encoded(key: Key, probes: Sequence[Transitions]) -> Tensor:
-    """Evidence ``[N, D]`` of stored probes; those of the same shape are encoded together."""
+def encoded(key: Key, probes: Sequence[Transitions], device: torch.device) -> Tensor:
+    """Evidence ``[N, D]`` of stored probes; those of the same shape are encoded together.
+
+    ``device`` is where the key works.
+    """
     keys = torch.full((len(probes), key.size), torch.nan)
     alike: dict[tuple[int, ...], list[tuple[int, Trajectories]]] = {}
     for i, probe in enumerate(probes):
@@ -47,11 +50,13 @@ def encoded(key: Key, probes: Sequence[Transitions]) -> Tensor:
             alike.setdefault(tuple(episodes.reward.shape), []).append((i, episodes))
     for members in alike.values():
         where = torch.tensor([i for i, _ in members])
-        keys[where] = key.encode(_stacked([episodes for _, episodes in members])).float().cpu()
+        keys[where] = key.encode(_stacked([e for _, e in members], device)).float().cpu()
     return keys
 
 
-def _stacked(tasks: Sequence[Trajectories]) -> Trajectories:
+def _stacked(tasks: Sequence[Trajectories], device: torch.device) -> Trajectories:
     """Episodes of one task each as those of T tasks."""
     names = ("obs", "action", "log_prob", "reward", "mask", "final_obs", "terminated", "diverged")
-    return Trajectories(**{n: torch.cat([getattr(task, n) for task in tasks]) for n in names})
+    return Trajectories(
+        **{n: torch.cat([getattr(task, n) for task in tasks]).to(device) for n in names}
+    )

@@ -1,4 +1,7 @@
-"""What one row of the memory is made of, as values: nothing here knows where rows are kept."""
+"""What one row of the memory is made of, as values: nothing here knows where rows are kept.
+
+A row by itself lies on the CPU; the bank puts it where it is read.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,8 @@ class ReturnRecord:
             mean=float(so_far[:, -1].mean()),
             sd=float(sd[-1]),
             n=n,
-            so_far=so_far.mean(0).float(),
-            so_far_sd=sd.float(),
+            so_far=so_far.mean(0).float().cpu(),
+            so_far_sd=sd.float().cpu(),
         )
 
 
@@ -75,8 +78,8 @@ class Transitions:
         first = torch.zeros_like(valid)
         first[:, 0] = True
         columns = (episodes.obs, episodes.action, episodes.reward, episodes.next_obs())
-        obs, action, reward, after = (column[0][valid][:most] for column in columns)
-        return cls(obs, action, reward, after, first[valid][:most])
+        obs, action, reward, after = (column[0][valid][:most].cpu() for column in columns)
+        return cls(obs, action, reward, after, first[valid][:most].cpu())
 
     def trajectories(self) -> Trajectories:
         """The same steps as one task's episodes ``[1, E, H]``, the last one perhaps cut short."""

@@ -27,6 +27,6 @@ def reweighted_return(
     kept = ~episodes.diverged[0]
     if not bool(kept.any()):
         return float("nan")
-    ratio = ((theirs - ours)[0].double() * valid).cumsum(-1).exp()[kept]
-    share = ratio / ratio.sum(0, keepdim=True).clamp(min=1e-300)
+    log_ratio = ((theirs - ours)[0].double() * valid).cumsum(-1)[kept]
+    share = log_ratio.softmax(0)  # no sum of ratios: over many steps all of them underflow
     return float((share * episodes.reward[0].double()[kept] * valid[kept]).sum())

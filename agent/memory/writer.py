@@ -18,7 +18,8 @@ from agent.memory.records import both_probes, keeps_gain, pooled
 from agent.memory.row import Row
 
 Measure = Callable[[Tensor], float]
-"""Mean return of a policy ``[P]`` on the visit's task, measured anew; the episodes are charged."""
+"""Mean return of a policy ``[P]`` on the visit's task: measured anew, in episodes that are charged,
+or estimated off-policy from those that there are (``worth.reweighted_return``)."""
 _MOST_EVICTED = 8  # for one newcomer, where capacity is in bytes
 
 
@@ -43,8 +44,9 @@ class Writer:
     def write(self, outcome: Outcome, measure: Measure | None = None) -> Decision:
         """Decide, and do it. A row of the same task is told that its task came again.
 
-        With ``measure``, fresh episodes must confirm that the policy is better than what there is
-        before it replaces anything, and its coded form must keep the gain or gets more bits.
+        With ``measure``, the policy must be better than what there is by that, too, before it
+        replaces anything, and its coded form must keep the gain or gets more bits. (An estimate
+        from the record's own episodes confirms them; only fresh ones can find that it was luck.)
         """
         decision, check = self._rules.decide(outcome), None
         if decision.action != "keep" and measure is not None:
@@ -121,7 +123,9 @@ class Writer:
         row = self._grown(outcome, self.bank.row(uid), update)
 
         def write() -> int:
-            self.bank.replace(uid, row, check if update else None)
+            # The same policy needs the bits that it was found to need when it was written.
+            kind = None if update else self.bank.codec(uid)
+            self.bank.replace(uid, row, check if update else None, kind)
             return uid
 
         if update:

@@ -62,6 +62,16 @@ class _Belief(Picked):
         self._made = 0
         self._done = self._done | ~candidates.known.any(-1)
 
+    @property
+    def weight(self) -> Tensor:
+        """``[T, K]`` of the belief."""
+        return self.belief[:, :-1]
+
+    @property
+    def null(self) -> Tensor:
+        """``[T]``, that it is none of the rows."""
+        return self.belief[:, -1]
+
     def place(self) -> Tensor:
         """The policy of a sampled task, or the one that is best on average over the belief."""
         if self._sampled:
