@@ -12,6 +12,7 @@ import torch
 
 from agent.continual.agents import MetaInit
 from agent.continual.engram import Engram, return_so_far
+from agent.continual.inheritance import inherited
 from agent.continual.lifetime import Stream, World, live
 from agent.learners.maml import Maml
 from agent.memory.bank import BankConfig
@@ -405,3 +406,14 @@ def test_a_row_of_another_run_acts_as_it_did_there(tmp_path: Path, family: HalfC
     there = born[0].policy(first.store.bank.row(0).params[None], obs).mean
     here = other.policy(heir.store.bank.row(0).params[None], obs).mean
     torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_of_a_network_of_another_form_are_refused(
+    tmp_path: Path, family: HalfCheetah, born: Born
+):
+    first = believing()
+    lived(first, world(family, born[0], "A"), born, tmp_path / "one")
+    first.save_memory(tmp_path / "memory", {})
+    other = GaussianMlp(family.obs_size, family.action_size, PolicyConfig(hidden=[8, 8]))
+    with pytest.raises(ValueError, match="row 0 is a network of layers .* this agent's are"):
+        list(inherited(tmp_path / "memory", other, "elsewhere"))

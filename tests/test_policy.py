@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
-from agent.policy import DiagonalGaussian, GaussianMlp, ObsNormalizer
+from agent.policy import DiagonalGaussian, GaussianMlp, ObsNormalizer, PolicyConfig
 
 
 def as_sequential(policy: GaussianMlp, row: torch.Tensor) -> nn.Sequential:
@@ -90,3 +90,18 @@ def test_normalizer_clips_and_ignores_nothing():
     normalizer.update(torch.zeros(0, 1), torch.zeros(0))
     assert float(normalizer.count) == 0
     assert float(normalizer(torch.tensor([1e9]))) == pytest.approx(10.0)
+
+
+def test_parameters_made_under_another_normaliser_act_as_they_did_there():
+    there, here = (GaussianMlp(3, 2, PolicyConfig(hidden=[5, 4])) for _ in range(2))
+    g = torch.Generator().manual_seed(0)
+    there.normalizer.mean, there.normalizer.var = torch.tensor([1.0, -2.0, 0.5]), torch.rand(3)
+    here.normalizer.mean, here.normalizer.var = torch.tensor([0.0, 1.0, 2.0]), 1 + torch.rand(3)
+    params = torch.stack([there.init(g) + 0.1 for _ in range(2)])
+    moved = here.renormalised(params, there.normalizer.mean, there.normalizer.var)
+    obs = torch.randn(2, 6, 3, generator=g)
+    wanted, found = there(params, obs), here(moved, obs)
+    torch.testing.assert_close(found.mean, wanted.mean, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.log_std, wanted.log_std)
+    same = there.renormalised(params, there.normalizer.mean, there.normalizer.var)
+    torch.testing.assert_close(same, params)

@@ -124,7 +124,7 @@ class MetaInit:
 
     def _batch(self, left: int) -> int:
         """Episodes of the next step: as set, unless the visit would end with a few left over."""
-        return left if left < 1.5 * self.episodes else self.episodes
+        return left if left < 2 * self.episodes else self.episodes
 
     def _memory_term(self) -> tuple[Recall | None, float]:
         """What the rule's last term pulls towards, and how strongly; without memory, nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +17,11 @@ from torch import Tensor
 from agent.adapter import Pull
 from agent.config import build
 from agent.continual.agents import MetaInit
+from agent.continual.inheritance import inherited, save
 from agent.continual.visit import Visit
 from agent.learners.base import MetaLearner
 from agent.memory.candidates import Candidates
 from agent.memory.decide import Outcome
-from agent.memory.files import MemoryFolder
 from agent.memory.key.base import Key
 from agent.memory.key.given import GivenKey
 from agent.memory.memory import EpisodicMemory, MemoryConfig
@@ -76,7 +76,7 @@ class Engram(MetaInit):
         self._generator = torch_generator(seed, "reader")
         self._time = 0
         if self.open_from is not None:
-            self.store.take_over(self._inherited(Path(self.open_from)))
+            self.store.take_over(inherited(Path(self.open_from), learner.policy, lineage))
 
     def begin(self, visit: Visit) -> dict[str, Any]:
         """Probe with the meta-initialisation, try what the memory brings up, and start from it."""
@@ -159,18 +159,7 @@ class Engram(MetaInit):
 
     def save_memory(self, folder: Path, labels: Mapping[int, str]) -> None:
         """Write the rows to a folder of which ``engram memory`` and other runs can make use."""
-        store, key = self.store, self._key
-        rows = {uid: store.bank.row(uid) for uid in store.bank.snapshot().uids.tolist()}
-        named = {
-            uid: row.with_(info={"label": ""} | row.info | _label(labels, uid))
-            for uid, row in rows.items()
-        }
-        normalizer = self.learner.policy.normalizer.state_dict()
-        segments = {"segments": self.learner.policy.segments}
-        with MemoryFolder(folder).writer() as writer:
-            writer.set_lineage(store.lineage, store.bank.anchor, normalizer, segments, current=True)
-            writer.set_encoder(key.version, key.state_dict(), dict(self.key), current=True)
-            writer.mirror(named)
+        save(folder, self.store, self.learner.policy, dict(self.key), labels)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The policy and the memory."""
@@ -191,29 +180,6 @@ class Engram(MetaInit):
         self.store.calibrate(Calibration.from_state(state))
         rows = {k.removeprefix("memory."): v for k, v in state.items() if k.startswith("memory.")}
         self.store.load_state_dict(rows)
-
-    def _inherited(self, folder: Path) -> Iterator[Row]:
-        """The rows of another run, as policies for this one's normaliser.
-
-        Raises:
-            ValueError: They are of networks of another form.
-        """
-        contents, policy = MemoryFolder(folder).contents(), self.learner.policy
-        for uid in contents.uids:
-            row = contents.row(uid)
-            lineage = contents.lineage(row.lineage)
-            form = list(lineage.settings.get("segments", policy.segments))
-            if form != policy.segments:
-                raise ValueError(
-                    f"{folder}: row {uid} is a network of layers {form}, "
-                    f"this agent's are {policy.segments}"
-                )
-            own = row.lineage == self.store.lineage
-            if not own and {"mean", "var"} <= lineage.state.keys():
-                params = row.params.to(policy.device)
-                params = policy.renormalised(params, lineage.state["mean"], lineage.state["var"])
-                row = row.with_(params=params.cpu())
-            yield row
 
     def _fitted(self, probes: TrainingProbes) -> tuple[Key, Calibration]:
         """The key and its calibration; fitted once for all lifetimes of this agent."""
@@ -300,11 +266,6 @@ class Engram(MetaInit):
             "rows": len(self.store),
             "tried": tried,
         }
-
-
-def _label(labels: Mapping[int, str], uid: int) -> dict[str, str]:
-    """What this life knows of a row; nothing of one that it took over."""
-    return {"label": labels[uid]} if labels.get(uid) else {}
 
 
 def lineage_of(anchor: Tensor) -> str:
