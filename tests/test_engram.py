@@ -415,5 +415,5 @@ def test_rows_of_a_network_of_another_form_are_refused(
     lived(first, world(family, born[0], "A"), born, tmp_path / "one")
     first.save_memory(tmp_path / "memory", {})
     other = GaussianMlp(family.obs_size, family.action_size, PolicyConfig(hidden=[8, 8]))
-    with pytest.raises(ValueError, match="row 0 is a network of layers .* this agent's are"):
+    with pytest.raises(ValueError, match=r"row 0 is a network of layers .* this agent.s are"):
         list(inherited(tmp_path / "memory", other, "elsewhere"))
