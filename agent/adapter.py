@@ -12,6 +12,7 @@ clipped steps on the same episodes. Neither changes its inputs, and both work on
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import field
 from typing import Annotated, Literal, Protocol
 
@@ -51,6 +52,24 @@ class Pull:
         return self.beta * self.halving_steps / (self.halving_steps + step)
 
 
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """What a step must respect besides the episodes, for methods that protect what they know."""
+
+    penalty: Callable[[Tensor], Tensor] | None = None
+    """``[T, P] -> [T]``, added to the loss."""
+    free: Tensor | None = None
+    """``[P]`` bool: the parameters that may move; None: all."""
+
+    def penalised(self, loss: Tensor, point: Tensor) -> Tensor:
+        """The loss ``[T]`` with the penalty at ``point [T, P]``."""
+        return loss if self.penalty is None else loss + self.penalty(point)
+
+    def kept(self, gradient: Tensor) -> Tensor:
+        """The gradient ``[T, P]``, exactly zero where nothing may move."""
+        return gradient if self.free is None else gradient * self.free
+
+
 class Adapter(Protocol):
     """One adaptation step: new parameters from old ones and a batch of episodes with advantages."""
 
@@ -61,6 +80,7 @@ class Adapter(Protocol):
         episodes: Trajectories,
         recall: Recall | None,
         beta: float,
+        constraint: Constraint | None = None,
     ) -> Tensor:
         """``params [T, P] -> [T, P]``; ``recall`` and ``beta`` are the rule's memory term."""
         ...
@@ -110,20 +130,25 @@ class GradientAdapter:
         episodes: Trajectories,
         recall: Recall | None = None,
         beta: float = 0.0,
+        constraint: Constraint | None = None,
     ) -> Tensor:
         """The rule, once. Stays in the graph where ``params`` or ``rates`` is in one."""
         differentiate = torch.is_grad_enabled() and (
             params.requires_grad or self.rates.requires_grad
         )
+        constraint = constraint or Constraint()
         with torch.enable_grad():
             point = params if params.requires_grad else params.detach().requires_grad_(True)
             # Tasks are independent, so the rows of the sum's gradient are too.
             loss = surrogate(policy, point, episodes)
             loss = attracted(loss, policy, point, episodes, recall, beta)
             (gradient,) = torch.autograd.grad(
-                loss.sum(), point, create_graph=differentiate and not self.first_order
+                constraint.penalised(loss, point).sum(),
+                point,
+                create_graph=differentiate and not self.first_order,
             )
-        return pulled(params, params - self.rates * gradient, recall, beta)
+        moved = params - self.rates * constraint.kept(gradient)
+        return pulled(params, moved, recall, beta)
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
@@ -155,6 +180,7 @@ class PpoAdapter:
         episodes: Trajectories,
         recall: Recall | None = None,
         beta: float = 0.0,
+        constraint: Constraint | None = None,
     ) -> Tensor:
         """``epochs * minibatches`` Adam steps, then the pull towards what was recalled."""
         point, mean, square = params.detach(), torch.zeros_like(params), torch.zeros_like(params)
@@ -162,7 +188,7 @@ class PpoAdapter:
         for epoch in range(self.epochs):
             for part in self._parts(episodes, epoch):
                 n += 1
-                gradient = self._gradient(policy, point, part, recall, beta)
+                gradient = self._gradient(policy, point, part, recall, beta, constraint)
                 mean = b1 * mean + (1 - b1) * gradient
                 square = b2 * square + (1 - b2) * gradient.square()
                 direction = (mean / (1 - b1**n)) / ((square / (1 - b2**n)).sqrt() + 1e-8)
@@ -182,11 +208,14 @@ class PpoAdapter:
         part: Trajectories,
         recall: Recall | None,
         beta: float,
+        constraint: Constraint | None,
     ) -> Tensor:
+        constraint = constraint or Constraint()
         with torch.enable_grad():
             leaf = point.clone().requires_grad_(True)
             loss = clipped_surrogate(policy, leaf, part, self.clip)
             loss = attracted(loss, policy, leaf, part, recall, beta)
-            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+            (gradient,) = torch.autograd.grad(constraint.penalised(loss, leaf).sum(), leaf)
+        gradient = constraint.kept(gradient)
         norm = gradient.norm(dim=1, keepdim=True)
         return gradient * (self.max_grad_norm / norm.clamp(min=self.max_grad_norm))

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import field
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -21,6 +21,10 @@ class DiagonalGaussian:
     mean: Tensor
     log_std: Tensor
 
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions from standard normal ``noise [..., A]``."""
+        return self.mean + noise * self.log_std.exp()
+
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of ``action [..., A]``, summed over A."""
         z = (action - self.mean) * torch.exp(-self.log_std)
@@ -32,6 +36,18 @@ class DiagonalGaussian:
         ratio = torch.exp(2 * (self.log_std - other.log_std))
         shift = ((self.mean - other.mean) * torch.exp(-other.log_std)).square()
         return 0.5 * (ratio + shift - 1 - torch.log(ratio)).sum(-1)
+
+
+class Policy(Protocol):
+    """What acting needs of a policy: parameters ``[T, P]`` and observations to actions.
+
+    What it returns has ``mean``, ``sample(noise)`` and ``log_prob(action)``, as
+    ``DiagonalGaussian`` has.
+    """
+
+    def __call__(self, params: Tensor, obs: Tensor) -> Any:
+        """Each task's action distribution; raw observations ``[T, ..., O]``."""
+        ...
 
 
 class ObsNormalizer:
@@ -76,10 +92,8 @@ class ObsNormalizer:
 class PolicyConfig:
     """Size of the policy network."""
 
-    hidden: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = field(
-        default_factory=lambda: [64, 64]
-    )
-    """Widths of the tanh layers."""
+    hidden: list[Annotated[int, Field(ge=1)]] = field(default_factory=lambda: [64, 64])
+    """Widths of the tanh layers; with none, the policy is linear."""
     log_std: Annotated[float, Field(ge=-5, le=2)] = -0.5
     """Initial log standard deviation of the actions."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agent.memory.guard import Guard
-from agent.policy import DiagonalGaussian, GaussianMlp
+from agent.policy import DiagonalGaussian, GaussianMlp, Policy
 from agent.types import Trajectories
 from envs.task import Task, TaskDistribution
 
@@ -39,6 +40,8 @@ class TaskBatch:
         self.simulators = family.open(self.tasks, episodes)
         self.steps_used = 0
         """Env steps taken since the batch was opened, of all tasks and episodes together."""
+        self.act_s: list[float] = []
+        """Wall seconds of each decision, for all tasks and episodes together."""
 
     def __enter__(self) -> Self:
         """Use the batch in a ``with`` block."""
@@ -60,14 +63,21 @@ class TaskBatch:
 
     @torch.no_grad()
     def collect(
-        self, params: Tensor, deterministic: bool = False, guard: Guard | None = None
+        self,
+        params: Tensor,
+        deterministic: bool = False,
+        guard: Guard | None = None,
+        policy: Policy | None = None,
+        rng: np.random.Generator | None = None,
     ) -> Trajectories:
         """Run E whole episodes of each task with that task's parameters ``[T, P]``.
 
         An episode that ``guard`` stops goes on with its fallback; ``switched`` says from where.
+        ``policy`` and ``rng`` stand in for the batch's own.
         """
         shape = (len(self.tasks), self.episodes, self._family.horizon)
-        seed, noise_seed = (int(s) for s in self._rng.integers(2**62, size=2))
+        policy, rng = policy or self.policy, rng or self._rng
+        seed, noise_seed = (int(s) for s in rng.integers(2**62, size=2))
         noise = self._noise((shape[2], *shape[:2], self.policy.action_size), noise_seed)
         obs = np.empty((*shape, self.policy.obs_size), dtype=np.float32)
         reward, mask = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
@@ -77,17 +87,16 @@ class TaskBatch:
         alive = ~diverged
         watch = None if guard is None else guard.watch(self.episodes, shape[2])
         for h in range(shape[2]):
-            obs[:, :, h] = current
-            distribution = self.policy(params, self._tensor(current))
+            obs[:, :, h], asked = current, time.perf_counter()
+            distribution = policy(params, self._tensor(current))
             if guard is not None and watch is not None and watch.tripped.any():
-                instead = self.policy(guard.fallback, self._tensor(current))
+                instead = policy(guard.fallback, self._tensor(current))
                 distribution = _where(watch.tripped, instead, distribution)
-            action = distribution.mean
-            if not deterministic:
-                action = action + noise[h] * distribution.log_std.exp()
+            action = distribution.mean if deterministic else distribution.sample(noise[h])
             log_probs.append(distribution.log_prob(action))
             actions.append(action)
             applied = self._applied(action.cpu().numpy())
+            self.act_s.append(time.perf_counter() - asked)
             raw, reward[:, :, h], ended, truncated = self.simulators.step(applied)
             mask[:, :, h] = alive
             self.steps_used += int(alive.sum())

@@ -1,31 +1,38 @@
-"""Agents of the stream: what they start a visit from is all that tells them apart.
+"""Agents of the stream: what they start a visit from is all that tells the simplest apart.
 
-A visit is ``begin`` (choose where to start), ``improve`` until the budget is spent, ``end``.
-``params [1, P]`` is the policy at any time; who evaluates it cannot teach it.
+A visit is ``begin`` (choose where to start), ``improve`` until the budget is spent, ``end``. An
+agent is any class with these verbs, named by its import path; most extend ``PolicyAgent``.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from agent.adapter import Constraint
+from agent.continual.evaluation import Actor
+from agent.continual.life import Hints
 from agent.continual.visit import Visit
 from agent.learners.base import MetaLearner
 from agent.memory.probes import TrainingProbes
+from agent.policy import Policy
+from agent.seeding import torch_generator
 from agent.types import Recall, Trajectories
 
 
 class StreamAgent(Protocol):
     """What the lifetime runner needs of an agent."""
 
-    params: Tensor
-    """The policy now, ``[1, P]``."""
+    needs: ClassVar[Hints]
+    """What it cannot do without being told; an agent that needs the task's id is an oracle where
+    ids are hidden, and is marked as one."""
     score: float
     """Mean return of the episodes that it last acted in."""
 
@@ -39,7 +46,10 @@ class StreamAgent(Protocol):
         ...
 
     def begin(self, visit: Visit) -> dict[str, Any]:
-        """A visit begins (to which task is not said). Returns what was recalled, for the record."""
+        """A visit begins; ``visit.hint`` says to which task, if that is told.
+
+        Returns what was recalled, as ``life.Recalled``, rows by number.
+        """
         ...
 
     def improve(self, visit: Visit) -> None:
@@ -48,6 +58,19 @@ class StreamAgent(Protocol):
 
     def end(self) -> dict[str, Any]:
         """The visit is over. Returns what was written, for the record."""
+        ...
+
+    @property
+    def acting(self) -> Actor:
+        """How it acts now."""
+        ...
+
+    def actor(self, visit: Visit) -> Actor:
+        """How it would act if it met this task now.
+
+        Worked out on a copy, which may act in ``visit`` (nobody is charged): being evaluated
+        teaches nothing.
+        """
         ...
 
     def memory_facts(self) -> list[dict[str, float]]:
@@ -59,27 +82,45 @@ class StreamAgent(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that outlives a visit."""
+        """Everything that it goes on from, at any moment between two ``improve``."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state, bit for bit."""
         ...
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
-class MetaInit:
-    """The agent without memory: every visit starts from the meta-initialisation."""
+class PolicyAgent:
+    """One policy in flat parameters, adapted in each visit; here, always from ``theta_0``.
+
+    Extensions override ``begin`` (where to start), ``end`` (what to keep), ``constraint`` (what a
+    step must respect) and add what they keep to ``state_dict``.
+    """
+
+    needs: ClassVar[Hints] = Hints(task=False, boundary=False)
+    """Nothing: it can live in an endless visit too."""
 
     episodes: Annotated[int, Field(ge=1)] = 6
     """Episodes per adaptation step."""
 
     def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
         """Start out with the meta-initialisation."""
-        self.learner = learner
+        self.learner, self.seed = learner, seed
         self.params = self._meta_init()
+        """The policy now, ``[1, P]``."""
         self.score = float("nan")
         self._step = 0
+
+    @property
+    def policy(self) -> Policy:
+        """What turns ``params`` into actions."""
+        return self.learner.policy
+
+    @property
+    def acting(self) -> Actor:
+        """The policy now."""
+        return Actor(self.policy, self.params)
 
     @property
     def pending(self) -> bool:
@@ -99,6 +140,21 @@ class MetaInit:
         """Nothing is kept."""
         return {}
 
+    def actor(self, visit: Visit) -> Actor:
+        """The policy that a copy of it would begin this visit with."""
+        twin = self.twin()
+        twin.begin(visit)
+        return twin.acting
+
+    def twin(self) -> PolicyAgent:
+        """A copy that can live on without this one noticing; what never changes is shared."""
+        unchanging = [self.learner, getattr(self, "_fit", None)]
+        return copy.deepcopy(self, {id(each): each for each in unchanging if each is not None})
+
+    def constraint(self) -> Constraint | None:
+        """What a step must respect besides the episodes."""
+        return None
+
     def memory_facts(self) -> list[dict[str, float]]:
         """No memory, no rows."""
         return []
@@ -108,19 +164,30 @@ class MetaInit:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The policy."""
-        return {"params": self.params, "step": torch.tensor(self._step)}
+        return {
+            "policy.params": self.params,
+            "step": torch.tensor(self._step),
+            "score": torch.tensor(self.score, dtype=torch.float64),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The policy."""
-        self.params = state["params"].to(self.params.device)
+        self.params = state["policy.params"].to(self.params.device)
         self._step = int(state["step"])
+        self.score = float(state["score"])
 
     def _meta_init(self) -> Tensor:
-        return self.learner.theta.detach()[None]
+        return self.learner.theta.detach()[None].clone()
+
+    def _untrained(self, number: int = 0) -> Tensor:
+        """A random initialisation ``[1, P]`` of its own, the same for the same number."""
+        drawn = self.learner.policy.init(torch_generator(self.seed, "init", number))
+        return drawn.detach()[None]
 
     def _collect(self, visit: Visit) -> Trajectories:
         """The episodes of the next adaptation step."""
-        return visit.collect(self.params, self._batch(visit.remaining))
+        own = None if self.policy is self.learner.policy else self.policy
+        return visit.collect(self.params, self._batch(visit.remaining), policy=own)
 
     def _batch(self, left: int) -> int:
         """Episodes of the next step: as set, unless the visit would end with a few left over."""
@@ -132,12 +199,19 @@ class MetaInit:
 
     def _learn(self, episodes: Trajectories, recall: Recall | None, beta: float) -> None:
         self.score = float(episodes.mean_return())
-        self.params = self.learner.step(self.params, episodes, self._step, recall, beta)
+        self.params = self.learner.step(
+            self.params, episodes, self._step, recall, beta, self.constraint()
+        )
         self._step += 1
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
-class Finetune(MetaInit):
+class MetaInit(PolicyAgent):
+    """The agent without memory: every visit starts from the meta-initialisation."""
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Finetune(PolicyAgent):
     """One policy, fine-tuned in sequence: every visit starts where the last one ended."""
 
     def begin(self, visit: Visit) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from agent.adapter import Pull
 from agent.config import build
 from agent.continual.agents import MetaInit
 from agent.continual.inheritance import inherited, save
+from agent.continual.packing import pack, unpack
 from agent.continual.visit import Visit
 from agent.learners.base import MetaLearner
 from agent.memory.candidates import Candidates
@@ -29,12 +30,27 @@ from agent.memory.posterior import Calibration
 from agent.memory.probes import TrainingProbes
 from agent.memory.reader.base import Attempt, Reader, Trial, attempts
 from agent.memory.row import ReturnRecord, Row, Transitions
-from agent.memory.use import used
+from agent.memory.use import FunctionRecall, function_recall, own_teacher, used
 from agent.memory.worth import reweighted_return
 from agent.seeding import torch_generator
 from agent.types import Recall, Trajectories
 
 Node = dict[str, Any]
+_OF_A_VISIT = (
+    "probe",
+    "evidence",
+    "curve",
+    "acted",
+    "again",
+    "recall",
+    "unused",
+    "first_step",
+    "jumped",
+    "matched",
+    "null",
+    "match",
+)
+"""What it knows of the visit that it is in, each in an attribute of that name."""
 
 
 def _likelihood() -> Node:
@@ -81,8 +97,10 @@ class Engram(MetaInit):
     def begin(self, visit: Visit) -> dict[str, Any]:
         """Probe with the meta-initialisation, try what the memory brings up, and start from it."""
         super().begin(visit)
-        self._visit, self._curve, self._acted, self._again = visit, [], None, None
-        self._probe = visit.collect(self.params, min(self.probe_episodes, visit.remaining))
+        self._curve, self._acted, self._again = [], None, None
+        before = visit.steps_used
+        episodes = min(self.probe_episodes, visit.remaining)
+        self._probe = visit.collect(self.params, episodes, purpose="probe")
         self.score = float(self._probe.mean_return())
         # Only keys that are oracles are told what the task is.
         told = visit.told if isinstance(self._key, GivenKey) else None
@@ -90,7 +108,7 @@ class Engram(MetaInit):
         candidates = self.store.candidates(self._evidence, return_so_far(self._probe))
         trial = self._reader.open(candidates, self._generator)
         made = attempts(
-            trial, lambda params, guard: visit.collect(params, 1, guard), visit.remaining
+            trial, lambda params, guard: visit.collect(params, 1, guard, "trial"), visit.remaining
         )
         self._recall = used(self.pull.kind, trial, candidates, self.learner.policy)
         start = trial.start()
@@ -105,11 +123,17 @@ class Engram(MetaInit):
         believed = torch.tensor([row is not None and not bool(candidates.null_wins[0])])
         self._matched = bool(getattr(trial, "matched", believed)[0])
         self._null, self._match = self._belief(trial, candidates, row)
+        self._time += visit.steps_used - before
         return self._told(trial, candidates, made, row)
+
+    def improve(self, visit: Visit) -> None:
+        """One adaptation step, on episodes that it has not learned from yet or on fresh ones."""
+        before = visit.steps_used
+        super().improve(visit)
+        self._time += visit.steps_used - before
 
     def end(self) -> dict[str, Any]:
         """Write the policy that acted last, with the record of just those episodes, if worth it."""
-        self._time += self._visit.steps_used
         probe, acted = self._probe, self._acted
         nothing = {"row": None, "score": self.score, "rows": len(self.store)}
         if acted is None or bool(acted[1].diverged.all()) or bool(probe.diverged.all()):
@@ -164,10 +188,11 @@ class Engram(MetaInit):
     def state_dict(self) -> dict[str, Tensor]:
         """The policy and the memory."""
         memory = {f"memory.{k}": v for k, v in self.store.state_dict().items()}
+        visit = {f"visit.{k}": v for k, v in self._visit_state().items()}
         own = {"time": torch.tensor(self._time), "draws": self._generator.get_state()}
         key = {f"key.{k}": v for k, v in self._key.state_dict().items()}
         worth = self.store.calibration.state_dict()
-        return super().state_dict() | own | key | worth | memory
+        return super().state_dict() | own | key | worth | memory | visit
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The policy and the memory."""
@@ -180,6 +205,24 @@ class Engram(MetaInit):
         self.store.calibrate(Calibration.from_state(state))
         rows = {k.removeprefix("memory."): v for k, v in state.items() if k.startswith("memory.")}
         self.store.load_state_dict(rows)
+        visit = {k.removeprefix("visit."): v for k, v in state.items() if k.startswith("visit.")}
+        for name, value in unpack(visit, self.params.device).items() if visit else ():
+            setattr(self, f"_{name}", value)
+        if visit and self.pull.kind == "function" and self._recall is not None:
+            places = range(self._recall.weights.shape[1])
+            policy, rows_of = self.learner.policy, self._recall.params
+            teachers = [own_teacher(policy, rows_of[:, k]) for k in places]
+            self._recall = function_recall(self._recall, teachers)
+
+    def _visit_state(self) -> dict[str, Tensor]:
+        """What it knows of the visit that it is in; nothing before its first."""
+        if not hasattr(self, "_probe"):
+            return {}
+        values = {name: getattr(self, f"_{name}") for name in _OF_A_VISIT}
+        if isinstance(values["recall"], FunctionRecall):  # its teachers are made from its rows
+            r = values["recall"]
+            values["recall"] = Recall(r.index, r.distance, r.weights, r.params)
+        return pack(values)
 
     def _fitted(self, probes: TrainingProbes) -> tuple[Key, Calibration]:
         """The key and its calibration; fitted once for all lifetimes of this agent."""
@@ -256,14 +299,15 @@ class Engram(MetaInit):
             }
             for a in made
         ]
-        some = bool(candidates.known.any())
-        likeliest = int(candidates.index[0, 0]) if some else -1
+        index, weight = candidates.index[0].tolist(), candidates.weight[0].tolist()
+        posterior = {int(uids[i]): w for i, w in zip(index, weight, strict=True) if i >= 0}
         return {
             "row": row,
-            "weight": float(candidates.weight[0, 0]) if some else None,
-            "likeliest": int(uids[likeliest]) if likeliest >= 0 else None,
+            "weight": weight[0] if posterior else None,
+            "likeliest": next(iter(posterior), None),
             "null": float(candidates.null[0]),
             "rows": len(self.store),
+            "posterior": posterior,
             "tried": tried,
         }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,12 @@ FORMAT = 1
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 Purpose = Literal["probe", "trial", "learn"]
 """Why an episode was acted: to recognise the task, to try a recalled policy, to learn."""
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """Mean of the values that are finite; NaN if none is."""
+    kept = [value for value in values if math.isfinite(value)]
+    return sum(kept) / len(kept) if kept else math.nan
 
 
 class TaskInfo(BaseModel):
@@ -90,8 +97,7 @@ class Evaluation(BaseModel):
     @property
     def mean(self) -> float:
         """Mean return of the episodes that did not diverge; NaN if all did."""
-        kept = [value for value in self.returns if math.isfinite(value)]
-        return sum(kept) / len(kept) if kept else math.nan
+        return finite_mean(self.returns)
 
 
 class Point(BaseModel):
@@ -147,12 +153,16 @@ class Visit(BaseModel):
     """By purpose; what was taken, to the step."""
     episodes: int
     """Acted in, as executed."""
+    end: list[Number] = []
+    """What was learned: return of each deterministic episode of the policy that the visit led to,
+    before the agent decided what to keep of it. What it has of it when the task comes back is R."""
+    end_success: list[bool] | None = None
     seconds: Number = math.nan
     cpu_seconds: Number = math.nan
     physics_s: Number = math.nan
     """Of ``seconds``, inside the simulator."""
     evaluation_s: Number = math.nan
-    """Wall seconds of the evaluation after the visit; not part of ``seconds``."""
+    """Wall seconds of evaluations since the end of the visit before; not part of ``seconds``."""
     begin_s: Number = math.nan
     """Of ``seconds``, recognising and recalling, the simulator not counted."""
     act_ms: dict[str, Number] = {}
@@ -161,6 +171,11 @@ class Visit(BaseModel):
     """What the agent carries when the visit is over, by kind."""
     plasticity: dict[str, Number] = {}
     """Of the policy when the visit is over: ``dormant``, ``effective_rank``, ..."""
+
+    @property
+    def end_mean(self) -> float:
+        """Mean of ``end`` over the episodes that did not diverge; NaN if all did."""
+        return finite_mean(self.end)
 
 
 class Life(BaseModel):

@@ -1,57 +1,23 @@
-"""The lifetime runner: one agent on one stream with one seed, interruptible between visits."""
+"""The lifetime runner: one agent on one stream with one seed, exact to continue at any moment."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
-
-import numpy as np
-from pydantic import Field
-from pydantic.dataclasses import dataclass
-from scipy import stats
-from torch import Tensor
+from collections.abc import Callable
+from typing import Any
 
 from agent.continual.agents import StreamAgent
-from agent.continual.visit import Visit
+from agent.continual.diary import Diary
+from agent.continual.evaluation import Evaluator
+from agent.continual.life import Hints, Life, Protocol
+from agent.continual.metrics.plasticity import plasticity
+from agent.continual.stream import Plan, Stream
+from agent.continual.visit import Hint, Segment, Visit
 from agent.policy import GaussianMlp
-from agent.rollout import TaskBatch
 from agent.run import Run
 from agent.seeding import generator
-from envs.task import Split, Task, TaskDistribution, TaskError
-
-
-@dataclass(kw_only=True, config={"extra": "forbid"})
-class Stream:
-    """Visits to tasks in an order; a task's name is its identity, its place in the order is not."""
-
-    name: str
-    """Name of the stream, for files and reports."""
-    order: Annotated[list[str], Field(min_length=1)]
-    """Names of the tasks visited; a name that comes again is a re-visit."""
-    budget_episodes: Annotated[int, Field(ge=1)] = 60
-    """Episodes of a visit, probes included; the same for every agent."""
-    eval_episodes: Annotated[int, Field(ge=1)] = 8
-    """Episodes of the deterministic policy that measure start and end; they teach nothing."""
-    split: Split = "heldout"
-    """Where the tasks are drawn from."""
-
-    def draw(self, family: TaskDistribution, seed: int) -> dict[str, Task]:
-        """The tasks behind the names, distinct, for one lifetime."""
-        names = sorted(set(self.order))
-        rng = generator(seed, "stream")
-        tasks = family.sample(len(names), rng, self.split, distinct=True)
-        if len(tasks) < len(names):
-            raise TaskError(
-                f"stream {self.name!r} names {len(names)} tasks, "
-                f"but {family.name!r} has only {len(tasks)}"
-            )
-        return dict(zip(names, tasks, strict=True))
-
-    def revisits(self) -> list[bool]:
-        """For each visit, whether its task was met before."""
-        return [name in self.order[:i] for i, name in enumerate(self.order)]
+from envs.task import TaskDistribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,128 +28,192 @@ class World:
     family: TaskDistribution
     policy: GaussianMlp
     seed: int
+    init: str = ""
+    """Names the meta-initialisation."""
+
+    def knows(self, agent: StreamAgent) -> Hints:
+        """What this agent is told: what the stream tells, and what it cannot do without."""
+        told, needs = self.stream.told.hints, agent.needs
+        task = told.task or needs.task
+        return Hints(task=task, boundary=told.boundary or needs.boundary or task)
+
+    def protocol(self, plan: Plan) -> Protocol:
+        """What is written down, so that lifetimes can be compared."""
+        return Protocol(
+            stream=self.stream.name,
+            family=self.family.id,
+            horizon=self.family.horizon,
+            split=self.stream.split,
+            seed=self.seed,
+            init=self.init,
+            tasks=plan.infos(self.family),
+            schedule=plan.visits,
+            held_out=plan.held_out,
+            eval_episodes=self.stream.eval_episodes,
+            told=self.stream.told.hints,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Who looks on: what to call after each batch, when to stop, how often to save."""
+
+    show: Callable[[Diary], None] = lambda diary: None
+    should_stop: Callable[[], bool] = lambda: False
+    save_every_s: float = 120.0
+    """Wall seconds between saves within a visit; the end of a visit is always saved."""
 
 
 def live(
-    agent: StreamAgent,
-    world: World,
-    run: Run,
-    on_visit: Callable[[dict[str, Any]], None] = lambda record: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> list[dict[str, Any]] | None:
-    """Live through the stream, from the visit that the run folder has got to.
+    agent: StreamAgent, world: World, run: Run, name: str, watch: Watch | None = None
+) -> Life | None:
+    """Live through the stream, from wherever the run folder has got to.
 
-    Returns a record per visit (``summary.json``), or None if ``should_stop`` said so between two.
+    Returns the life, or None if ``watch`` said to stop before its end; all of it is saved.
     """
-    saved = run.checkpoints.load()
-    records: list[dict[str, Any]] = []
-    if saved is not None:
-        tensors, progress = saved
-        agent.load_state_dict(tensors)
-        records = progress["visits"]
-    tasks = world.stream.draw(world.family, world.seed)
-    for number in range(len(records), len(world.stream.order)):
-        if should_stop():
-            return None
-        record = visit_task(agent, world, tasks[world.stream.order[number]], number)
-        records = [*records, _with_origin(record, records)]
-        run.checkpoints.save(agent.state_dict(), {"visits": records})
-        on_visit(record)
-    return records
+    life = _Lifetime(agent, world, run, name, watch or Watch())
+    return life.diary.life if life.live() else None
 
 
-def visit_task(agent: StreamAgent, world: World, task: Task, number: int) -> dict[str, Any]:
-    """One visit: begin, measure, improve until the budget is spent, measure, end."""
-    stream, family = world.stream, world.family
-    started, curve = time.perf_counter(), []
-    rng = generator(world.seed, "visit", number)
-    with Visit(family, task, world.policy, stream.budget_episodes, rng) as visit:
-        recalled = agent.begin(visit)
-        start = measure(agent.params, world, task)
-        while visit.remaining > 0 or agent.pending:
-            agent.improve(visit)
-            curve.append(
-                {"episodes": stream.budget_episodes - visit.remaining, "return": agent.score}
-            )
-        end = measure(agent.params, world, task)
-        written = agent.end()
-        return {
-            "seed": world.seed,
-            "visit": number,
-            "name": stream.order[number],
-            "task": {"id": task.id, "label": family.label(task), "values": dict(task.values)},
-            "revisit": stream.revisits()[number],
-            "start": start,
-            "end": end,
-            "curve": curve,
-            "recalled": recalled,
-            "written": written,
-            "env_steps": visit.steps_used,
-            "seconds": time.perf_counter() - started,
-            "physics_s": visit.physics_s,
+class _Lifetime:
+    """The state of ``live``."""
+
+    def __init__(self, agent: StreamAgent, world: World, run: Run, name: str, watch: Watch) -> None:
+        self.agent, self.world, self.run, self.watch = agent, world, run, watch
+        self.plan = world.stream.plan(world.family, world.seed)
+        self.knew = world.knows(agent)
+        protocol = world.protocol(self.plan)
+        life = Life(agent=name, status="stopped", protocol=protocol, knew=self.knew)
+        self.diary = Diary(life)
+        self.executed: list[tuple[str, str]] = []
+        self.saved_at = time.perf_counter()
+
+    def live(self) -> bool:
+        """Live on; whether the end was reached."""
+        saved = self.run.checkpoints.load()
+        unfinished = None
+        if saved is not None:
+            tensors, progress = saved
+            self.agent.load_state_dict(tensors)
+            self.diary.restore(progress["diary"], self.run.folder)
+            self.executed = [(name, task) for name, task in progress["executed"]]
+            unfinished = progress["visit"]
+        if self.diary.life.status == "done":
+            return True
+        size = self.world.stream.eval_episodes
+        with Evaluator(self.world.family, self.world.policy, size, self.world.seed) as evaluator:
+            self.evaluator = evaluator
+            for segments in self._remaining():
+                if not self._visit(segments, unfinished):
+                    return False
+                unfinished = None
+        self.diary.finish(self.executed)
+        self._save(None)
+        return True
+
+    def _remaining(self) -> list[list[Segment]]:
+        """The visits not yet over: one by one, or as one where boundaries are hidden."""
+        tasks, over = self.plan.tasks, len(self.diary.life.visits)
+        segments = [
+            Segment(number, planned.task, tasks[planned.task], planned.episodes)
+            for number, planned in enumerate(self.plan.visits)
+        ]
+        if self.knew.boundary:
+            return [[segment] for segment in segments[over:]]
+        return [segments]
+
+    def _visit(self, segments: list[Segment], unfinished: dict[str, Any] | None) -> bool:
+        """One visit, or the endless one; False if it was stopped."""
+        agent, diary, number = self.agent, self.diary, segments[0].number
+        rng = generator(self.world.seed, "visit", number)
+        hint = Hint(segments[0].name) if self.knew.task else None
+        with Visit(self.world.family, segments, self.world.policy, rng, hint) as visit:
+            if unfinished is not None:
+                visit.load_state_dict(unfinished)
+            else:
+                if number == 0:
+                    self._evaluate(0)
+                physics, started = visit.physics_s, time.perf_counter()
+                facts = agent.begin(visit)
+                began = time.perf_counter() - started - (visit.physics_s - physics)
+                diary.recalled(facts, began)
+            while visit.remaining > 0 or agent.pending:
+                agent.improve(visit)
+                self._note(visit, segments)
+                self.watch.show(diary)
+                stop = self.watch.should_stop()
+                if stop or time.perf_counter() - self.saved_at > self.watch.save_every_s:
+                    self._save(visit)
+                if stop:
+                    return False
+            self._over(visit, segments[-1], agent.end)
+        self._save(None)
+        return True
+
+    def _note(self, visit: Visit, segments: list[Segment]) -> None:
+        """Write down what was just acted; hidden boundaries that were crossed end their visits."""
+        new, visit.episodes = visit.episodes, []
+        act_s, visit.act_s = visit.act_s, []
+        here = [e for e in new if e.visit == self.diary.current.visit]
+        self.diary.acted(here, self.agent.score, act_s)
+        while not self.knew.boundary and self.diary.current.visit < min(
+            visit.segment, segments[-1].number
+        ):
+            self._over(visit, segments[self.diary.current.visit], dict)
+            here = [e for e in new if e.visit == self.diary.current.visit]
+            if here:
+                self.diary.acted(here, self.agent.score, [])
+
+    def _over(self, visit: Visit, segment: Segment, end: Callable[[], dict[str, Any]]) -> None:
+        """The end of a planned visit."""
+        self._measure_end(segment)
+        written = end()
+        spent, visit.env_steps = visit.env_steps, {}
+        physics, visit.physics_s = visit.physics_s, 0.0
+        self.diary.over(spent, physics, written, self.agent.state_dict())
+        self.executed.append((segment.name, segment.task.id))
+        self._evaluate(segment.number + 1)
+
+    def _measure_end(self, segment: Segment) -> None:
+        """What the visit led to, before the agent decides what to keep of it."""
+        with self.diary.evaluating():
+            before, actor = self.evaluator.env_steps, self.agent.acting
+            acted = self.evaluator.measure(segment.task, actor)
+            now = self.diary.current
+            now.end = acted.returns()[0].tolist()
+            now.end_success = None if acted.success is None else acted.success[0].tolist()
+            if isinstance(actor.policy, GaussianMlp):
+                obs = acted.obs[0].flatten(0, 1)[acted.mask[0].flatten() > 0]
+                now.plasticity = plasticity(actor.policy, actor.params, obs)
+            self.diary.life.evaluation_env_steps += self.evaluator.env_steps - before
+
+    def _evaluate(self, checkpoint: int) -> None:
+        """A row of R: what has been met, what comes next, and at both ends what never comes."""
+        visits = self.plan.visits
+        last, following = checkpoint == len(visits), visits[checkpoint : checkpoint + 1]
+        names = [v.task for v in [*visits[:checkpoint], *following] if not v.drifting]
+        around = [*visits[max(checkpoint - 1, 0) : checkpoint], *following]
+        if all(v.drifting for v in around) and not last:
+            names = []
+        if checkpoint == 0 or last:
+            names += self.plan.held_out
+        with self.diary.evaluating():
+            for name in dict.fromkeys(names):
+                hint = Hint(name) if self.knew.task else None
+                task = self.plan.tasks[name]
+                entry = self.evaluator.evaluate(self.agent, name, task, checkpoint, hint)
+                self.diary.life.evaluations.append(entry)
+                self.diary.life.evaluation_env_steps += entry.env_steps
+
+    def _save(self, visit: Visit | None) -> None:
+        life = self.diary.life
+        life.detected = list(getattr(self.agent, "detected", []))
+        life.inferred = list(getattr(self.agent, "inferred", []))
+        self.diary.write(self.run.folder)
+        progress = {
+            "diary": self.diary.state(),
+            "executed": self.executed,
+            "visit": None if visit is None else visit.state_dict(),
         }
-
-
-def measure(params: Tensor, world: World, task: Task) -> float:
-    """Mean return of the deterministic policy, on simulators of its own: measuring cannot teach.
-
-    The starts depend on the lifetime and the task alone, so all agents and visits are compared on
-    the same ones.
-    """
-    rng = generator(world.seed, "evaluation", int(task.id, 16))
-    with TaskBatch(world.family, [task], world.stream.eval_episodes, world.policy, rng) as batch:
-        return float(batch.collect(params, deterministic=True).mean_return())
-
-
-def _with_origin(record: dict[str, Any], before: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record with the visit that last wrote the recalled row, which the agent does not know."""
-    row = record["recalled"].get("row")
-    if row is None:
-        return record
-    writers = [r["visit"] for r in before if r["written"].get("row") == row]
-    origin = writers[-1] if writers else None
-    return record | {"recalled": record["recalled"] | {"of_visit": origin}}
-
-
-def metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean return at the start and the end of first visits and of re-visits."""
-    out = {}
-    for kind, again in (("first", False), ("revisit", True)):
-        chosen = [r for r in records if r["revisit"] is again]
-        for point in ("start", "end"):
-            # A return that could not be measured is NaN, and null once it went through a file.
-            values = [float("nan") if r[point] is None else r[point] for r in chosen]
-            out[f"{kind}.{point}"] = float(np.mean(values)) if values else float("nan")
-    return out
-
-
-def intervals(records: Sequence[dict[str, Any]]) -> dict[str, list[float] | None]:
-    """95 % intervals of ``metrics`` over lifetimes (Student's t); None with fewer than two."""
-    seeds = sorted({r["seed"] for r in records})
-    each = [metrics([r for r in records if r["seed"] == seed]) for seed in seeds]
-    out: dict[str, list[float] | None] = {}
-    for key in each[0]:
-        values = np.array([m[key] for m in each])
-        if len(values) < 2:
-            out[key] = None
-            continue
-        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-        out[key] = [float(values.mean() - half), float(values.mean() + half)]
-    return out
-
-
-def memory_rows(agent: StreamAgent, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The memory's rows at the end of a life, with the tasks they were written at (for readers)."""
-    rows = []
-    for facts in agent.memory_facts():
-        writers = [r for r in records if r["written"].get("row") == facts["row"]]
-        origin = writers[-1] if writers else None
-        rows.append(
-            {"seed": records[0]["seed"]}
-            | facts
-            | {
-                "written_at_visit": origin["visit"] if origin else None,
-                "task": origin["task"]["label"] if origin else None,
-            }
-        )
-    return rows
+        self.run.checkpoints.save(self.agent.state_dict(), progress)
+        self.saved_at = time.perf_counter()

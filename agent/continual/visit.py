@@ -1,23 +1,53 @@
-"""A visit: one task as an agent meets it, which can act until its budget is spent, and no more."""
+"""A visit: a task as an agent meets it, which can act until its budget is spent, and no more."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agent.continual.life import Episode, Purpose
 from agent.memory.guard import Guard
-from agent.policy import GaussianMlp
+from agent.policy import GaussianMlp, Policy
 from agent.rollout import TaskBatch
 from agent.types import Trajectories
 from envs.task import Task, TaskDistribution
 
 
+@dataclasses.dataclass(frozen=True)
+class Hint:
+    """What an agent is told of the task, if it is told it."""
+
+    task: str
+    """Its name: the same at every visit."""
+
+
+@dataclasses.dataclass
+class Segment:
+    """One planned visit and what is left of it."""
+
+    number: int
+    """Of the visit."""
+    name: str
+    task: Task
+    episodes: int
+    """Left."""
+    used: int = 0
+    """Acted in."""
+
+    def spend(self, episodes: int) -> None:
+        """Take off what was acted in."""
+        self.episodes -= episodes
+        self.used += episodes
+
+
 class Visit:
-    """Budgeted access to one task.
+    """Budgeted access to a task, or, where boundaries are hidden, to one task after another.
 
     The harness owns the counter: probes, trials and training are charged alike.
     """
@@ -25,15 +55,24 @@ class Visit:
     def __init__(
         self,
         family: TaskDistribution,
-        task: Task,
+        segments: Sequence[Segment],
         policy: GaussianMlp,
-        budget_episodes: int,
         rng: np.random.Generator,
+        hint: Hint | None = None,
     ) -> None:
-        self._family, self._task, self._policy, self._rng = family, task, policy, rng
+        self._family, self._policy, self._rng = family, policy, rng
+        self._segments, self._at = list(segments), 0
         self._batches: dict[int, TaskBatch] = {}
-        self.remaining = budget_episodes
-        """Episodes left to act in."""
+        self.hint = hint
+        """Who the task is, if the agent may know it."""
+        self.episodes: list[Episode] = []
+        """All that were acted in, in order."""
+        self.env_steps: dict[Purpose, int] = {}
+        """Taken, by purpose."""
+        self.physics_s = 0.0
+        """Wall seconds spent inside the simulator."""
+        self.act_s: list[float] = []
+        """Wall seconds of each decision."""
 
     def __enter__(self) -> Self:
         """Use the visit in a ``with`` block."""
@@ -46,34 +85,169 @@ class Visit:
         trace: TracebackType | None,
     ) -> None:
         """Close the simulators."""
-        for batch in self._batches.values():
-            batch.__exit__(kind, error, trace)
+        self._close()
+
+    @property
+    def remaining(self) -> int:
+        """Episodes left to act in."""
+        return sum(segment.episodes for segment in self._segments[self._at :])
+
+    @property
+    def horizon(self) -> int:
+        """Steps of an episode."""
+        return self._family.horizon
+
+    @property
+    def action_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest action ``[A]`` in the simulator's units."""
+        return self._family.action_range
 
     @property
     def told(self) -> Tensor:
         """Descriptor ``[1, d]`` of the task: for oracles alone."""
-        described = self._family.describe([self._task])
+        described = self._family.describe([self._now.task])
         return torch.as_tensor(described, dtype=torch.float32, device=self._policy.device)
+
+    @property
+    def used(self) -> int:
+        """Episodes acted in."""
+        return sum(segment.used for segment in self._segments)
 
     @property
     def steps_used(self) -> int:
         """Env steps taken in this visit."""
-        return sum(batch.steps_used for batch in self._batches.values())
+        return sum(self.env_steps.values())
 
     @property
-    def physics_s(self) -> float:
-        """Wall seconds spent inside the simulator."""
-        return sum(batch.physics_s for batch in self._batches.values())
+    def segment(self) -> int:
+        """Planned visit that the next episode belongs to; their number if all are over."""
+        return self._now.number if self.remaining else self._segments[-1].number + 1
 
-    def collect(self, params: Tensor, episodes: int, guard: Guard | None = None) -> Trajectories:
-        """Act in ``episodes`` episodes with ``params [1, P]`` (T = 1), taken off the budget."""
+    def collect(
+        self,
+        params: Tensor,
+        episodes: int,
+        guard: Guard | None = None,
+        purpose: Purpose = "learn",
+        policy: Policy | None = None,
+    ) -> Trajectories:
+        """Act in ``episodes`` episodes with ``params [1, P]`` (T = 1), taken off the budget.
+
+        ``policy`` turns the parameters into actions; without one, the learner's network does.
+        """
+        self._check(episodes)
+        parts: list[Trajectories] = []
+        while episodes > 0:
+            now = self._now
+            n = min(episodes, now.episodes)
+            acted = self._act(now, params, n, guard, purpose, policy)
+            parts.append(acted)
+            episodes -= n
+        first, *more = parts
+        for part in more:  # only where a hidden boundary was crossed
+            first = first.joined(part)
+        return first
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the visit is, as JSON's own types: the same visit goes on from it exactly."""
+        return {
+            "used": [segment.used for segment in self._segments],
+            "rng": self._rng.bit_generator.state,
+            "env_steps": dict(self.env_steps),
+            "physics_s": self.physics_s,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        for segment, used in zip(self._segments, state["used"], strict=True):
+            segment.spend(used)
+        self._rng.bit_generator.state = state["rng"]
+        self.env_steps = dict(state["env_steps"])
+        self.physics_s = state["physics_s"]
+        self._advance()
+
+    def charge(self, purpose: Purpose, acted: Sequence[Episode]) -> None:
+        """Take episodes off the budget, for agents that step simulators of their own."""
+        self._check(len(acted))
+        self.episodes += acted
+        self.env_steps[purpose] = self.env_steps.get(purpose, 0) + sum(e.length for e in acted)
+        self._now.spend(len(acted))
+        self._advance()
+
+    def _check(self, episodes: int) -> None:
         if not 0 < episodes <= self.remaining:
             raise ValueError(
                 f"asked for {episodes} episodes, but the visit has {self.remaining} left"
             )
+
+    @property
+    def _now(self) -> Segment:
+        return self._segments[min(self._at, len(self._segments) - 1)]
+
+    def _act(
+        self,
+        now: Segment,
+        params: Tensor,
+        episodes: int,
+        guard: Guard | None,
+        purpose: Purpose,
+        policy: Policy | None,
+    ) -> Trajectories:
         if episodes not in self._batches:
             self._batches[episodes] = TaskBatch(
-                self._family, [self._task], episodes, self._policy, self._rng
+                self._family, [now.task], episodes, self._policy, self._rng
             )
-        self.remaining -= episodes
-        return self._batches[episodes].collect(params, guard=guard)
+        batch = self._batches[episodes]
+        steps, physics, decisions = batch.steps_used, batch.physics_s, len(batch.act_s)
+        acted = batch.collect(params, guard=guard, policy=policy)
+        self.physics_s += batch.physics_s - physics
+        self.act_s += batch.act_s[decisions:]
+        taken = self.env_steps.get(purpose, 0) + batch.steps_used - steps
+        self.env_steps[purpose] = taken
+        self.episodes += told(acted, now.number, now.name, purpose, now.used)
+        now.spend(episodes)
+        self._advance()
+        return acted
+
+    def _advance(self) -> None:
+        """Go on to the next segment with something left."""
+        before = self._at
+        while self._at < len(self._segments) and self._segments[self._at].episodes == 0:
+            self._at += 1
+        if self._at != before:
+            self._close()
+
+    def _close(self) -> None:
+        for batch in self._batches.values():
+            batch.simulators.close()
+        self._batches = {}
+
+
+def told(acted: Trajectories, visit: int, task: str, purpose: Purpose, first: int) -> list[Episode]:
+    """The episodes ``[1, E]`` as they are written down."""
+    success = [None] * acted.reward.shape[1] if acted.success is None else acted.success[0].tolist()
+    # The reward of a diverged episode is void, its length is not known any more.
+    facts = zip(
+        acted.returns()[0].tolist(),
+        acted.mask[0].sum(-1).int().tolist(),
+        success,
+        acted.diverged[0].tolist(),
+        acted.terminated[0].tolist(),
+        strict=True,
+    )
+    return [
+        Episode.model_validate(
+            {
+                "visit": visit,
+                "task": task,
+                "purpose": purpose,
+                "episode": first + i,
+                "return": value,
+                "length": length,
+                "success": reached,
+                "diverged": diverged,
+                "terminated": terminated,
+            }
+        )
+        for i, (value, length, reached, diverged, terminated) in enumerate(facts)
+    ]

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from agent.adapter import Constraint, PpoAdapter
 from agent.policy import GaussianMlp
 from agent.rollout import TaskBatch
 from agent.types import Adaptation, Recall, Trajectories
@@ -25,6 +26,8 @@ class MetaLearner(Protocol):
     theta: Tensor
     """The meta-initialisation, ``[P]``."""
 
+    task_adapter: PpoAdapter
+    """Adaptation after the meta-learned steps."""
     sees_task: bool
     """Whether the task's parameters are among its inputs (an oracle)."""
 
@@ -44,8 +47,13 @@ class MetaLearner(Protocol):
         n: int,
         recall: Recall | None = None,
         beta: float = 0.0,
+        constraint: Constraint | None = None,
     ) -> Tensor:
         """Adaptation step ``n`` (from 0), ``params [T, P] -> [T, P]``, with any pull of memory."""
+        ...
+
+    def advantages(self, episodes: Trajectories) -> Trajectories:
+        """The episodes with advantages under this learner's discount."""
         ...
 
     def adapt(self, batch: TaskBatch) -> Adaptation:

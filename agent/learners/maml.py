@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from agent.adapter import GradientAdapter, PpoAdapter
+from agent.adapter import Constraint, GradientAdapter, PpoAdapter
 from agent.advantage import estimate
 from agent.learners.base import Metrics
 from agent.losses import clipped_surrogate
@@ -94,11 +94,13 @@ class Maml:
         n: int,
         recall: Recall | None = None,
         beta: float = 0.0,
+        constraint: Constraint | None = None,
     ) -> Tensor:
         """Step ``n`` of a task at deployment: the meta-learned rule first, PPO afterwards."""
         adapter = self.adapter if n < self.meta_steps else self.task_adapter
         with torch.no_grad():
-            return adapter.step(self.policy, params, self.advantages(episodes), recall, beta)
+            ready = self.advantages(episodes)
+            return adapter.step(self.policy, params, ready, recall, beta, constraint)
 
     def adapt(self, batch: TaskBatch) -> Adaptation:
         """Collect and step ``inner_steps`` times from the initialisation, on all tasks at once."""
