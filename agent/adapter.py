@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agent.losses import clipped_surrogate, surrogate
 from agent.memory.use import FunctionRecall
-from agent.policy import GaussianMlp
+from agent.policy import Policy
 from agent.types import Recall, Trajectories
 
 
@@ -75,7 +75,7 @@ class Adapter(Protocol):
 
     def step(
         self,
-        policy: GaussianMlp,
+        policy: Policy,
         params: Tensor,
         episodes: Trajectories,
         recall: Recall | None,
@@ -98,7 +98,7 @@ def pulled(params: Tensor, moved: Tensor, recall: Recall | None, beta: float) ->
 
 def attracted(
     loss: Tensor,
-    policy: GaussianMlp,
+    policy: Policy,
     point: Tensor,
     episodes: Trajectories,
     recall: Recall | None,
@@ -125,7 +125,7 @@ class GradientAdapter:
 
     def step(
         self,
-        policy: GaussianMlp,
+        policy: Policy,
         params: Tensor,
         episodes: Trajectories,
         recall: Recall | None = None,
@@ -175,7 +175,7 @@ class PpoAdapter:
 
     def step(
         self,
-        policy: GaussianMlp,
+        policy: Policy,
         params: Tensor,
         episodes: Trajectories,
         recall: Recall | None = None,
@@ -203,7 +203,7 @@ class PpoAdapter:
 
     def _gradient(
         self,
-        policy: GaussianMlp,
+        policy: Policy,
         point: Tensor,
         part: Trajectories,
         recall: Recall | None,

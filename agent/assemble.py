@@ -11,7 +11,7 @@ import torch
 
 from agent import train as training
 from agent.config import ConfigError, build, resolved
-from agent.continual.lifetime import Stream
+from agent.continual.stream import Stream
 from agent.files import read_yaml
 from agent.learners.base import MetaLearner
 from agent.run import Run, RunError
@@ -81,7 +81,7 @@ def build_agents(settings: ContinualSettings) -> dict[str, Any]:
     for name in settings.agent:
         if name not in settings.agents:
             raise ConfigError(f"agent.{name}: no such agent here; agents={settings.agents}")
-    if len(set(settings.seeds)) < len(settings.seeds):
+    if len(set(settings.lifetimes)) < len(settings.lifetimes):
         raise ConfigError(f"seeds={settings.seeds}: a seed that is given twice is one lifetime")
     return {name: build(settings.agent[name], f"agent.{name}") for name in settings.agents}
 

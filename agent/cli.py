@@ -29,7 +29,12 @@ COMMANDS = {
     "train": "meta-train an initialisation on a family of tasks",
     "evaluate": "adapt to held-out tasks and tabulate the returns",
     "continual": "live through a stream of visits, with and without memory",
+    "streams": "the streams that there are: list, show NAME, preview NAME (schedule and cost)",
+    "doctor": "is a stream fit to compare agents on, and do these agents keep the rules?",
     "report": "write a run folder's report.html",
+    "compare": "one agent beside others, lifetime by lifetime: differences, intervals, p",
+    "power": "how many seeds it takes to find a difference",
+    "export": "a run's numbers as CSV and as a LaTeX table",
     "memory": "look after a memory on disk: list, show, export, merge, prune, verify, map",
     "check_env": "is this environment fit to be learned on? findings and suggestions",
     "show_env": "pictures of an environment's tasks and a film of an episode, without a screen",
@@ -40,15 +45,37 @@ _EXAMPLES = {
     "evaluate": "engram evaluate run=runs/dir split=heldout",
     "continual": "engram continual stream=cheetah_faults "
     "'agents=[engram,meta_init,finetune]' run=runs/faults",
+    "streams": "engram streams preview cheetah_vel   (or list, show NAME)",
+    "doctor": "engram doctor stream=cheetah_faults init=runs/demo 'agents=[engram,finetune]'",
     "report": "engram report run=runs/demo",
+    "compare": "engram compare runs/faults engram finetune metric=recall.savings",
+    "power": "engram power runs/faults metric=recall.savings delta=.1",
+    "export": "engram export runs/faults csv=numbers.csv latex=table.tex",
     "memory": "engram memory list runs/demo   (or show, export, import, merge, prune, verify, map)",
     "check_env": "engram check_env --config-dir ~/confs env=my_robot",
     "show_env": "engram show_env env=ant_goal out=pictures",
 }
 _FOLDER = Path(__file__).resolve().parent
 _BAD_CONFIG, _FAILED, _INTERRUPTED = 2, 1, 130
-_ELSEWHERE = {"memory": "agent.memory_tools"}
+_ELSEWHERE = {
+    "memory": "agent.memory_tools",
+    "streams": "agent.stream_presets",
+    "doctor": "agent.doctor",
+    "compare": "agent.stream_tools",
+    "power": "agent.stream_tools",
+    "export": "agent.stream_tools",
+}
 """Modules of the commands that are not in ``agent.commands``."""
+_OF_AGENTS = {"continual", "doctor"}
+"""Commands that have a node of settings for each agent."""
+_WORDS = {
+    "memory": ("action", "folders"),
+    "streams": ("action", "stream"),
+    "compare": ("run", "agents"),
+    "power": ("run", "agents"),
+    "export": ("run", "metric"),
+}
+"""Settings that may be given as words: the first word is the one, all others are the other."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +132,7 @@ def configure(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     overrides, search = _split(arguments)
     with initialize_config_module("agent.configs", version_base="1.3"):
         config = _compose(command, [*search, *overrides])
-        if command == "continual":
+        if command in _OF_AGENTS:
             # Each agent's settings are a node of their own: agent.engram.probe_episodes=3.
             if not isinstance(config["agents"], list):
                 raise ConfigError(f"agents={config['agents']!r}: expected a list, such as [engram]")
@@ -116,12 +143,14 @@ def configure(command: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _words(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """``engram memory ACTION FOLDER ...``: what need not be written as key=value, and the rest."""
-    if command != "memory":
+    if command not in _WORDS:
         return {}, list(arguments)
-    rest = list(arguments)
+    rest, (first, others) = list(arguments), _WORDS[command]
     words = [rest.pop(0) for _ in takewhile(_is_word, arguments)]
-    given: dict[str, Any] = {"action": words[0]} if words else {}
-    return given | ({"folders": words[1:]} if words[1:] else {}), rest
+    given: dict[str, Any] = {first: words[0]} if words else {}
+    if others in _groups():  # a choice among YAML files
+        return given, [*(f"{others}={word}" for word in words[1:2]), *rest]
+    return given | ({others: words[1:]} if words[1:] else {}), rest
 
 
 def _is_word(argument: str) -> bool:

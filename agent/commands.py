@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import time
 from pathlib import Path
@@ -12,7 +13,6 @@ from agent.assemble import (
     build_agents,
     build_family,
     build_stream,
-    check_fits,
     check_not_oracle,
     check_oracle,
     extend_path,
@@ -21,12 +21,14 @@ from agent.assemble import (
     untrained,
 )
 from agent.config import build
-from agent.continual.cohort import Cohort, live_all, summarise
+from agent.continual.results import read_results
+from agent.continual.summary import summarise
 from agent.evaluate import evaluate as evaluate_learner
-from agent.files import BadFileError
+from agent.files import BadFileError, write_json
+from agent.jobs import live_all
 from agent.memory.key.base import IndistinguishableTasksError
 from agent.progress import console
-from agent.run import CorruptCheckpointError, Run, RunError, write_json
+from agent.run import CorruptCheckpointError, Run, RunError
 from agent.settings import (
     CheckEnvSettings,
     ContinualSettings,
@@ -123,27 +125,26 @@ def continual(config: Config, typed: str) -> None:
     """Live the stream with every agent and seed, print the table, write ``summary.json``."""
     settings = build(config, "", ContinualSettings)
     set_up(settings)
-    family, stream = build_stream(settings)
-    agents = build_agents(settings)
+    build_stream(settings)  # errors of settings are found before anything is trained
+    build_agents(settings)
     check_not_oracle(untrained(settings).learner, "learner")
     run = Run(settings.run)
-    init = Run(settings.init) if settings.init else _train_init(config, run, typed)
-    trained = load_trained(init, settings)
-    check_not_oracle(trained.learner, f"init={settings.init}")
-    check_fits(trained.family, family)
-    probes = training.load_probes(init, trained.learner)
-    cohort = Cohort(stream, family, trained.learner, probes, run)
-    with run.lock():
-        run.describe(config, "continual.yaml")
-        lives = live_all(agents, settings.seeds, cohort)
-        summary = summarise(lives, cohort)
-        write_json(run.folder / "summary.json", summary)
-        if any(life.lived for life in lives):
-            run.note_command(typed, "stream", summary["seconds"], summary["env_steps"])
-        else:
-            console.print(f"{run.folder} is finished: {len(lives)} lifetimes. Add seeds or agents.")
-    console.print(stream_table(summary))
-    console.print(f"Wrote {run.folder / 'summary.json'}")
+    init = settings.init or str(_train_init(config, run, typed).folder)
+    started = time.perf_counter()
+    run.describe(config, "continual.yaml")
+    lives, elsewhere = live_all(settings, init, run)
+    results = read_results(run.folder)
+    write_json(run.folder / "summary.json", summarise(results))
+    seconds = time.perf_counter() - started
+    steps = sum(sum(v.env_steps.values()) for life in lives for v in life.visits)
+    run.note_command(typed, "stream", seconds, steps)
+    console.print(stream_table(results))
+    for life in results.lives:
+        if life.status == "crashed":
+            console.print(f"[red]{life.agent} seed {life.seed} crashed[/]: {life.error}")
+    if elsewhere:
+        console.print(f"{elsewhere} lifetimes are being lived by other processes.")
+    console.print(f"Wrote {run.folder / 'summary.json'}; a page: engram report run={run.folder}")
 
 
 def report(config: Config, typed: str) -> None:
@@ -211,7 +212,9 @@ def demo(config: Config, typed: str) -> None:
 
 def _train_init(config: Config, run: Run, typed: str) -> Run:
     """The meta-initialisation that the agents are born from, trained here and now."""
-    not_trained_on = {"stream", "agents", "agent", "seeds", "init"}
+    not_trained_on = {f.name for f in dataclasses.fields(ContinualSettings)} - {
+        f.name for f in dataclasses.fields(TrainSettings)
+    }
     own = {key: value for key, value in config.items() if key not in not_trained_on}
     train(own | {"run": str(run.folder / "init")}, typed)
     return Run(run.folder / "init")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agent.policy import GaussianMlp
+from agent.policy import Policy
 from agent.types import Trajectories
 
 
-def likelihood_ratio(policy: GaussianMlp, params: Tensor, episodes: Trajectories) -> Tensor:
+def likelihood_ratio(policy: Policy, params: Tensor, episodes: Trajectories) -> Tensor:
     """``pi_theta(a|s) / pi_old(a|s)`` at each step, ``[T, E, H]``; pi_old is the one that acted."""
     log_prob = policy(params, episodes.obs).log_prob(episodes.action)
     # Masked steps may hold anything; the bound keeps them, and wild updates, from overflowing.
     return torch.exp(((log_prob - episodes.log_prob) * episodes.mask).clamp(-20.0, 20.0))
 
 
-def surrogate(policy: GaussianMlp, params: Tensor, episodes: Trajectories) -> Tensor:
+def surrogate(policy: Policy, params: Tensor, episodes: Trajectories) -> Tensor:
     """``-E[ratio * A]``, ``[T]``: its gradient at the acting policy is the policy gradient.
 
     Differentiated once more it gives the low-variance curvature of ProMP (Rothfuss 2019, eq. 10).
@@ -26,7 +26,7 @@ def surrogate(policy: GaussianMlp, params: Tensor, episodes: Trajectories) -> Te
 
 
 def clipped_surrogate(
-    policy: GaussianMlp, params: Tensor, episodes: Trajectories, clip: float
+    policy: Policy, params: Tensor, episodes: Trajectories, clip: float
 ) -> Tensor:
     """PPO's pessimistic surrogate (Schulman 2017, eq. 7), ``[T]``."""
     advantage = _advantage(episodes)

@@ -83,7 +83,7 @@ class TaskBatch:
         reward, mask = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
         actions, log_probs = [], []
         terminated = np.zeros(shape[:2], dtype=bool)
-        current, diverged = self._seen(self.simulators.reset(seed))
+        current, diverged = self.seen(self.simulators.reset(seed))
         alive = ~diverged
         watch = None if guard is None else guard.watch(self.episodes, shape[2])
         for h in range(shape[2]):
@@ -95,12 +95,12 @@ class TaskBatch:
             action = distribution.mean if deterministic else distribution.sample(noise[h])
             log_probs.append(distribution.log_prob(action))
             actions.append(action)
-            applied = self._applied(action.cpu().numpy())
+            applied = self.applied(action.cpu().numpy())
             self.act_s.append(time.perf_counter() - asked)
             raw, reward[:, :, h], ended, truncated = self.simulators.step(applied)
             mask[:, :, h] = alive
             self.steps_used += int(alive.sum())
-            current, broken = self._seen(raw)
+            current, broken = self.seen(raw)
             broken |= self.simulators.diverged | ~np.isfinite(reward[:, :, h])
             diverged |= alive & broken  # what happens after an episode's end cannot spoil it
             terminated |= alive & ended
@@ -136,14 +136,14 @@ class TaskBatch:
         """
 
         def act(obs: np.ndarray) -> np.ndarray:
-            shown, _ = self._seen(obs)
+            shown, _ = self.seen(obs)
             with torch.no_grad():
                 mean = self.policy(params, self._tensor(shown)).mean
-            return self._applied(mean.cpu().numpy())
+            return self.applied(mean.cpu().numpy())
 
         return act
 
-    def _applied(self, action: np.ndarray) -> np.ndarray:
+    def applied(self, action: np.ndarray) -> np.ndarray:
         """What the simulator gets: the policy's action clipped to +-1, in the action's units."""
         return self._scale * np.clip(action, -1.0, 1.0) + self._middle
 
@@ -151,7 +151,7 @@ class TaskBatch:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(shape, generator=generator).to(self.policy.device)
 
-    def _seen(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def seen(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What the policy is shown of the raw observation ``[T, E, O]``.
 
         Also ``[T, E]`` bool: where that was not finite; a policy is shown zeros instead, since one

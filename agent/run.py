@@ -52,6 +52,10 @@ class RunError(RuntimeError):
     """A run folder that cannot be used for what was asked."""
 
 
+class BusyError(RunError):
+    """Another process is working in the run folder."""
+
+
 def versions() -> dict[str, str]:
     """What ran: Python, the packages that matter, and the machine."""
     out = {"python": platform.python_version(), "machine": platform.machine()}
@@ -171,7 +175,7 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(
+                raise BusyError(
                     f"{self.folder}: another process is working in this run folder; "
                     "wait for it or choose another run="
                 ) from None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from agent.continual.detecting import Detection
 from agent.evaluate import EvaluationSize
 from agent.policy import PolicyConfig
 from agent.train import BatchSize, Budget, Calibration
@@ -76,10 +77,41 @@ class ContinualSettings(TrainSettings):
     """Names of ``configs/agent`` files."""
     agent: dict[str, Node]
     """Their settings, by name."""
-    seeds: Annotated[list[Seed], Field(min_length=1)]
-    """One lifetime of each agent with each."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1)]
+    """One lifetime of each agent with each; a number n is 0 to n - 1."""
     init: str | None = None
     """A meta-training run to start from; without one, ``<run>/init`` is trained first."""
+    jobs: Annotated[int, Field(ge=1)] = 1
+    """Lifetimes lived at the same time, in processes of their own."""
+    shard: str | None = None
+    """``i/n``: live only every n-th lifetime, from the i-th; for machines that share a folder."""
+    references: str | None = "runs/references"
+    """Where lifetimes that scores are scaled by are kept, for all runs; null: no such scores."""
+    expert_times: Annotated[int, Field(ge=1)] = 5
+    """Budget of the expert reference in each task, in visits of the stream."""
+    detection: Detection = field(default_factory=Detection)
+    """How agents find out that the task has changed, where the stream does not tell."""
+    save_every_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds between saves within a visit; whole visits are always saved."""
+
+    @property
+    def lifetimes(self) -> list[int]:
+        """The seeds."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def shard_of(self) -> tuple[int, int]:
+        """Which part of how many; 1 of 1 without a shard."""
+        part, parts = (self.shard or "1/1").split("/")
+        return int(part), int(parts)
+
+    @field_validator("shard")
+    @classmethod
+    def _check_shard(cls, shard: str | None) -> str | None:
+        part, slash, parts = (shard or "1/1").partition("/")
+        if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+            raise ValueError(f"{shard!r}: expected i/n with i from 1 to n, such as 2/4")
+        return shard
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
+
+from agent.continual.life import Life, finite_mean
+from agent.continual.results import Results
+
+HEADLINE = ("recall.0", "recall.savings", "ap.final", "forget.end", "ft.auc_diff")
+_MOST_VISITS = 24
 
 
 def evaluation_table(result: dict[str, Any], width: int = 80) -> Table:
@@ -39,40 +47,56 @@ def evaluation_table(result: dict[str, Any], width: int = 80) -> Table:
     return table
 
 
-def stream_table(summary: dict[str, Any]) -> Table:
-    """Return at the start (before any gradient step) and the end of every visit, by agent."""
-    stream, agents = summary["stream"], summary["agents"]
-    lifetimes = len(summary["seeds"])
+def stream_table(results: Results) -> Table:
+    """What agents have at the start and reach by the end of every visit, and the headline."""
+    lives = [life for life in results.lives if life.visits]
     table = Table(
-        title=f"Stream {stream['name']}: return at the start (before any gradient step) -> at the "
-        f"end of each visit of {stream['budget_episodes']} episodes; mean of {lifetimes} lifetimes",
+        title="Return at the start (before any gradient step) -> at the end of each visit, and "
+        f"what it comes to; means over lifetimes ({_counts(results)})",
+        caption="* was told the task",
         box=box.SIMPLE_HEAD,
     )
+    told = {life.agent for life in results.lives if life.knew.task}
     table.add_column("visit")
-    for name in agents:
-        table.add_column(name, justify="right")
-    for number, task in enumerate(stream["order"]):
-        again = " again" if task in stream["order"][:number] else ""
-        cells = []
-        for agent in agents.values():
-            visits = [v for v in agent["visits"] if v["visit"] == number]
-            cells.append(f"{_mean(visits, 'start')} -> {_mean(visits, 'end')}")
-        table.add_row(f"{number + 1}: {task}{again}", *cells)
-    table.add_section()
-    for kind in ("first", "revisit"):
+    for name in results.agents:
+        table.add_column(escape(name) + (" *" if name in told else ""), justify="right")
+    schedule = lives[0].protocol.schedule if lives else []
+    for number, planned in enumerate(schedule[:_MOST_VISITS]):
+        again = planned.task in [v.task for v in schedule[:number]]
         cells = [
-            f"{_number(a['metrics'][f'{kind}.start'])} -> {_number(a['metrics'][f'{kind}.end'])}"
-            for a in agents.values()
+            _start_to_end([life for life in lives if life.agent == name], number)
+            for name in results.agents
         ]
-        label = "first visits" if kind == "first" else "re-visits"
-        table.add_row(label, *cells, style="bold")
+        table.add_row(f"{number + 1}: {escape(planned.task)}" + (" again" if again else ""), *cells)
+    table.add_section()
+    for metric in ("first.start", "first.end", "revisit.start", "revisit.end", *HEADLINE):
+        cells = [_number(_finite(results.values(metric, name))) for name in results.agents]
+        table.add_row(metric, *cells, style="bold")
     return table
 
 
-def _mean(visits: list[dict[str, Any]], key: str) -> str:
-    values = [v[key] for v in visits if v[key] is not None]
-    return _number(sum(values) / len(values)) if values else "n/a"
+def _counts(results: Results) -> str:
+    each = [sum(life.agent == name for life in results.lives) for name in results.agents]
+    return f"{min(each)} to {max(each)}" if len(set(each)) > 1 else f"{each[0] if each else 0}"
+
+
+def _start_to_end(lives: list[Life], number: int) -> str:
+    starts, ends = [], []
+    for life in lives:
+        starts += [
+            e.mean
+            for e in life.evaluations
+            if e.checkpoint == number and e.task == life.protocol.schedule[number].task
+        ]
+        ends += [v.end_mean for v in life.visits if v.visit == number]
+    return f"{_number(finite_mean(starts))} -> {_number(finite_mean(ends))}"
+
+
+def _finite(values: dict[int, float]) -> float:
+    return finite_mean(list(values.values()))
 
 
 def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.1f}"
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    return f"{value:.2f}" if abs(value) < 1 else f"{value:.1f}"

@@ -33,8 +33,11 @@ class StreamAgent(Protocol):
     needs: ClassVar[Hints]
     """What it cannot do without being told; an agent that needs the task's id is an oracle where
     ids are hidden, and is marked as one."""
-    score: float
-    """Mean return of the episodes that it last acted in."""
+
+    @property
+    def score(self) -> float:
+        """Mean return of the episodes that it last acted in."""
+        ...
 
     @property
     def pending(self) -> bool:

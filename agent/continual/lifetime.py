@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.continual.agents import StreamAgent
 from agent.continual.diary import Diary
-from agent.continual.evaluation import Evaluator
+from agent.continual.evaluation import Actor, Evaluator
 from agent.continual.life import Hints, Life, Protocol
 from agent.continual.metrics.plasticity import plasticity
 from agent.continual.stream import Plan, Stream
@@ -20,6 +20,10 @@ from agent.seeding import generator
 from envs.task import TaskDistribution
 
 
+class IdleAgentError(RuntimeError):
+    """An agent would leave budget unused for ever."""
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """Everything of a lifetime that is not the agent."""
@@ -28,16 +32,32 @@ class World:
     family: TaskDistribution
     policy: GaussianMlp
     seed: int
+    plan: Plan
+    """The visits, as drawn for this seed."""
+    told: Hints
+    """What every agent is told."""
     init: str = ""
     """Names the meta-initialisation."""
 
-    def knows(self, agent: StreamAgent) -> Hints:
-        """What this agent is told: what the stream tells, and what it cannot do without."""
-        told, needs = self.stream.told.hints, agent.needs
-        task = told.task or needs.task
-        return Hints(task=task, boundary=told.boundary or needs.boundary or task)
+    @classmethod
+    def of(
+        cls,
+        stream: Stream,
+        family: TaskDistribution,
+        policy: GaussianMlp,
+        seed: int,
+        init: str = "",
+    ) -> World:
+        """The world of one lifetime of a stream."""
+        plan = stream.plan(family, seed)
+        return cls(stream, family, policy, seed, plan, stream.told.hints, init)
 
-    def protocol(self, plan: Plan) -> Protocol:
+    def knows(self, agent: StreamAgent) -> Hints:
+        """What this agent is told: what all are told, and what it cannot do without."""
+        task = self.told.task or agent.needs.task
+        return Hints(task=task, boundary=self.told.boundary or agent.needs.boundary or task)
+
+    def protocol(self) -> Protocol:
         """What is written down, so that lifetimes can be compared."""
         return Protocol(
             stream=self.stream.name,
@@ -46,11 +66,11 @@ class World:
             split=self.stream.split,
             seed=self.seed,
             init=self.init,
-            tasks=plan.infos(self.family),
-            schedule=plan.visits,
-            held_out=plan.held_out,
+            tasks=self.plan.infos(self.family),
+            schedule=self.plan.visits,
+            held_out=self.plan.held_out,
             eval_episodes=self.stream.eval_episodes,
-            told=self.stream.told.hints,
+            told=self.told,
         )
 
 
@@ -65,25 +85,31 @@ class Watch:
 
 
 def live(
-    agent: StreamAgent, world: World, run: Run, name: str, watch: Watch | None = None
+    agent: StreamAgent,
+    world: World,
+    run: Run,
+    name: str,
+    watch: Watch | None = None,
+    job: str = "",
 ) -> Life | None:
     """Live through the stream, from wherever the run folder has got to.
 
     Returns the life, or None if ``watch`` said to stop before its end; all of it is saved.
     """
-    life = _Lifetime(agent, world, run, name, watch or Watch())
+    life = _Lifetime(agent, world, run, name, watch or Watch(), job)
     return life.diary.life if life.live() else None
 
 
 class _Lifetime:
     """The state of ``live``."""
 
-    def __init__(self, agent: StreamAgent, world: World, run: Run, name: str, watch: Watch) -> None:
+    def __init__(
+        self, agent: StreamAgent, world: World, run: Run, name: str, watch: Watch, job: str
+    ) -> None:
         self.agent, self.world, self.run, self.watch = agent, world, run, watch
-        self.plan = world.stream.plan(world.family, world.seed)
-        self.knew = world.knows(agent)
-        protocol = world.protocol(self.plan)
-        life = Life(agent=name, status="stopped", protocol=protocol, knew=self.knew)
+        self.plan, self.knew = world.plan, world.knows(agent)
+        protocol = world.protocol()
+        life = Life(agent=name, status="stopped", protocol=protocol, knew=self.knew, job=job)
         self.diary = Diary(life)
         self.executed: list[tuple[str, str]] = []
         self.saved_at = time.perf_counter()
@@ -120,7 +146,7 @@ class _Lifetime:
         ]
         if self.knew.boundary:
             return [[segment] for segment in segments[over:]]
-        return [segments]
+        return [segments] if over < len(segments) else []
 
     def _visit(self, segments: list[Segment], unfinished: dict[str, Any] | None) -> bool:
         """One visit, or the endless one; False if it was stopped."""
@@ -138,20 +164,30 @@ class _Lifetime:
                 began = time.perf_counter() - started - (visit.physics_s - physics)
                 diary.recalled(facts, began)
             while visit.remaining > 0 or agent.pending:
+                acting, before = agent.acting, (visit.used, agent.pending)
                 agent.improve(visit)
-                self._note(visit, segments)
+                if (visit.used, agent.pending) == before:
+                    raise IdleAgentError(
+                        f"visit {visit.segment} ({visit.remaining} episodes left): "
+                        f"{type(agent).__name__}.improve() acted in none; expected it to go on "
+                        "until the budget is spent"
+                    )
+                self._note(visit, segments, acting)
                 self.watch.show(diary)
                 stop = self.watch.should_stop()
                 if stop or time.perf_counter() - self.saved_at > self.watch.save_every_s:
                     self._save(visit)
                 if stop:
                     return False
-            self._over(visit, segments[-1], agent.end)
+            self._over(visit, segments[-1], agent.acting, agent.end)
         self._save(None)
         return True
 
-    def _note(self, visit: Visit, segments: list[Segment]) -> None:
-        """Write down what was just acted; hidden boundaries that were crossed end their visits."""
+    def _note(self, visit: Visit, segments: list[Segment], acting: Actor) -> None:
+        """Write down what was just acted; hidden boundaries that were crossed end their visits.
+
+        ``acting`` is who acted: by now the agent may have noticed, and be somebody else.
+        """
         new, visit.episodes = visit.episodes, []
         act_s, visit.act_s = visit.act_s, []
         here = [e for e in new if e.visit == self.diary.current.visit]
@@ -159,25 +195,27 @@ class _Lifetime:
         while not self.knew.boundary and self.diary.current.visit < min(
             visit.segment, segments[-1].number
         ):
-            self._over(visit, segments[self.diary.current.visit], dict)
+            self._over(visit, segments[self.diary.current.visit], acting, dict)
             here = [e for e in new if e.visit == self.diary.current.visit]
             if here:
                 self.diary.acted(here, self.agent.score, [])
 
-    def _over(self, visit: Visit, segment: Segment, end: Callable[[], dict[str, Any]]) -> None:
+    def _over(
+        self, visit: Visit, segment: Segment, acting: Actor, end: Callable[[], dict[str, Any]]
+    ) -> None:
         """The end of a planned visit."""
-        self._measure_end(segment)
+        self._measure_end(segment, acting)
         written = end()
-        spent, visit.env_steps = visit.env_steps, {}
+        spent = visit.settle(segment.number)
         physics, visit.physics_s = visit.physics_s, 0.0
         self.diary.over(spent, physics, written, self.agent.state_dict())
         self.executed.append((segment.name, segment.task.id))
         self._evaluate(segment.number + 1)
 
-    def _measure_end(self, segment: Segment) -> None:
+    def _measure_end(self, segment: Segment, actor: Actor) -> None:
         """What the visit led to, before the agent decides what to keep of it."""
         with self.diary.evaluating():
-            before, actor = self.evaluator.env_steps, self.agent.acting
+            before = self.evaluator.env_steps
             acted = self.evaluator.measure(segment.task, actor)
             now = self.diary.current
             now.end = acted.returns()[0].tolist()
@@ -188,17 +226,9 @@ class _Lifetime:
             self.diary.life.evaluation_env_steps += self.evaluator.env_steps - before
 
     def _evaluate(self, checkpoint: int) -> None:
-        """A row of R: what has been met, what comes next, and at both ends what never comes."""
-        visits = self.plan.visits
-        last, following = checkpoint == len(visits), visits[checkpoint : checkpoint + 1]
-        names = [v.task for v in [*visits[:checkpoint], *following] if not v.drifting]
-        around = [*visits[max(checkpoint - 1, 0) : checkpoint], *following]
-        if all(v.drifting for v in around) and not last:
-            names = []
-        if checkpoint == 0 or last:
-            names += self.plan.held_out
+        """A row of R."""
         with self.diary.evaluating():
-            for name in dict.fromkeys(names):
+            for name in self.plan.evaluated(checkpoint):
                 hint = Hint(name) if self.knew.task else None
                 task = self.plan.tasks[name]
                 entry = self.evaluator.evaluate(self.agent, name, task, checkpoint, hint)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from agent.continual.life import Episode, Purpose
+from agent.continual.loan import Loan
 from agent.memory.guard import Guard
 from agent.policy import GaussianMlp, Policy
 from agent.rollout import TaskBatch
@@ -67,8 +71,7 @@ class Visit:
         """Who the task is, if the agent may know it."""
         self.episodes: list[Episode] = []
         """All that were acted in, in order."""
-        self.env_steps: dict[Purpose, int] = {}
-        """Taken, by purpose."""
+        self._steps: dict[int, dict[Purpose, int]] = {}
         self.physics_s = 0.0
         """Wall seconds spent inside the simulator."""
         self.act_s: list[float] = []
@@ -119,6 +122,18 @@ class Visit:
         return sum(self.env_steps.values())
 
     @property
+    def env_steps(self) -> dict[Purpose, int]:
+        """Taken and not yet settled, by purpose."""
+        total: Counter[Purpose] = Counter()
+        for steps in self._steps.values():
+            total.update(steps)
+        return dict(total)
+
+    def settle(self, number: int) -> dict[Purpose, int]:
+        """Env steps of a planned visit that is over, by purpose; they are counted no more."""
+        return self._steps.pop(number, {})
+
+    @property
     def segment(self) -> int:
         """Planned visit that the next episode belongs to; their number if all are over."""
         return self._now.number if self.remaining else self._segments[-1].number + 1
@@ -153,7 +168,7 @@ class Visit:
         return {
             "used": [segment.used for segment in self._segments],
             "rng": self._rng.bit_generator.state,
-            "env_steps": dict(self.env_steps),
+            "env_steps": [[number, dict(steps)] for number, steps in self._steps.items()],
             "physics_s": self.physics_s,
         }
 
@@ -162,17 +177,40 @@ class Visit:
         for segment, used in zip(self._segments, state["used"], strict=True):
             segment.spend(used)
         self._rng.bit_generator.state = state["rng"]
-        self.env_steps = dict(state["env_steps"])
+        self._steps = {number: dict(steps) for number, steps in state["env_steps"]}
         self.physics_s = state["physics_s"]
         self._advance()
 
-    def charge(self, purpose: Purpose, acted: Sequence[Episode]) -> None:
-        """Take episodes off the budget, for agents that step simulators of their own."""
-        self._check(len(acted))
-        self.episodes += acted
-        self.env_steps[purpose] = self.env_steps.get(purpose, 0) + sum(e.length for e in acted)
-        self._now.spend(len(acted))
+    @contextmanager
+    def lend(self, episodes: int, purpose: Purpose = "learn") -> Iterator[Loan]:
+        """Simulators for agents that step for themselves, taken off the budget when all is over.
+
+        They run ``episodes`` side by side; each that is begun must be acted to its end.
+        """
+        self._check(episodes)
+        batch = functools.partial(
+            TaskBatch, self._family, episodes=1, policy=self._policy, rng=self._rng
+        )
+        with Loan(batch, self._upcoming(), episodes, self._rng, purpose) as loan:
+            yield loan
+        segments = {segment.number: segment for segment in self._segments}
+        for episode in loan.finished:
+            segments[episode.visit].spend(1)
+        self.episodes += sorted(loan.finished, key=lambda episode: (episode.visit, episode.episode))
+        for number, steps in loan.steps_of.items():
+            self._charge(number, purpose, steps)
+        self.physics_s += loan.physics_s
         self._advance()
+
+    def _charge(self, number: int, purpose: Purpose, env_steps: int) -> None:
+        spent = self._steps.setdefault(number, {})
+        spent[purpose] = spent.get(purpose, 0) + env_steps
+
+    def _upcoming(self) -> Iterator[tuple[Segment, int]]:
+        """The episodes that are left: the planned visit of each, and its number within it."""
+        for segment in self._segments[self._at :]:
+            for number in range(segment.used, segment.used + segment.episodes):
+                yield segment, number
 
     def _check(self, episodes: int) -> None:
         if not 0 < episodes <= self.remaining:
@@ -202,8 +240,7 @@ class Visit:
         acted = batch.collect(params, guard=guard, policy=policy)
         self.physics_s += batch.physics_s - physics
         self.act_s += batch.act_s[decisions:]
-        taken = self.env_steps.get(purpose, 0) + batch.steps_used - steps
-        self.env_steps[purpose] = taken
+        self._charge(now.number, purpose, batch.steps_used - steps)
         self.episodes += told(acted, now.number, now.name, purpose, now.used)
         now.spend(episodes)
         self._advance()

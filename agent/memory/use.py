@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agent.memory.candidates import Candidates
 from agent.memory.reader.base import Trial, recall_of
-from agent.policy import DiagonalGaussian, GaussianMlp
+from agent.policy import DiagonalGaussian, GaussianMlp, Policy
 from agent.types import Recall, Trajectories
 
 Teacher = Callable[[Tensor], DiagonalGaussian]
@@ -53,7 +53,7 @@ class FunctionRecall(Recall):
         """Nothing in parameters."""
         return torch.zeros_like(params)
 
-    def divergence(self, policy: GaussianMlp, params: Tensor, episodes: Trajectories) -> Tensor:
+    def divergence(self, policy: Policy, params: Tensor, episodes: Trajectories) -> Tensor:
         """``sum_i w_i E_s KL(pi_i || pi_theta)``, ``[T]``, over the valid steps.
 
         Its gradient is that of ``KL(sum_i w_i pi_i || pi_theta)``: the two differ by a constant.

@@ -1,4 +1,6 @@
-"""One offline HTML page about a run, and here the contract of the files that it is made from.
+"""One offline HTML page about a run, and here the contract of the files of its meta-training.
+
+What lifetimes leave is in ``agent.continual.life``.
 
 A number that the writer did not have, or that was not finite, is ``null`` in a file and NaN here.
 Keys that are not named here are ignored.
@@ -77,117 +79,6 @@ class Evaluation(BaseModel):
         for key, values in lists.items():
             if len(values) != expected:
                 raise ValueError(f"{key} has {len(values)} numbers, but mean.meta has {expected}")
-        return self
-
-
-class Point(BaseModel):
-    """A training batch's mean return, and the episodes of the visit that were used by its end."""
-
-    episodes: int
-    value: Number = Field(alias="return")
-
-
-class Recalled(BaseModel):
-    """What the memory brought up at the start of a visit; empty for an agent without memory."""
-
-    row: int | None = None
-    of_visit: int | None = None
-    """The visit whose policy the row holds."""
-    weight: Number | None = None
-    """Posterior probability of the likeliest row before it was tried."""
-
-
-class VisitTask(BaseModel):
-    """The task of a visit."""
-
-    id: str
-    label: str
-
-
-class Visit(BaseModel):
-    """One agent's visit to a task, in one lifetime."""
-
-    seed: int
-    visit: int = Field(ge=0)
-    name: str
-    task: VisitTask
-    start: Number
-    end: Number
-    curve: list[Point]
-    recalled: Recalled
-
-
-class Scores(BaseModel):
-    """The four metrics of a lifetime."""
-
-    first_start: Number = Field(alias="first.start")
-    first_end: Number = Field(alias="first.end")
-    revisit_start: Number = Field(alias="revisit.start")
-    revisit_end: Number = Field(alias="revisit.end")
-
-
-class MemoryRow(BaseModel):
-    """A row of the memory at the end of a lifetime."""
-
-    seed: int
-    row: int
-    written_at_visit: int
-    score: Number
-    gain: Number
-    visits: int
-    task: str
-    """Label of the task that it was written at."""
-
-
-class Agent(BaseModel):
-    """What one agent did on the stream, in every lifetime."""
-
-    visits: list[Visit] = Field(min_length=1)
-    metrics: Scores
-    intervals: dict[str, tuple[Number, Number] | None] | None = None
-    memory: list[MemoryRow] = []
-
-    @property
-    def remembers(self) -> bool:
-        """Whether this agent has a memory to recall from."""
-        return any(visit.recalled.model_fields_set for visit in self.visits)
-
-    def recall_kind(self, visit: Visit) -> str:
-        """``none``, ``same`` (the row is from a visit to a task of that name) or ``other``."""
-        if visit.recalled.row is None:
-            return "none"
-        sources = (v for v in self.visits if v.seed == visit.seed and v.name == visit.name)
-        return "same" if visit.recalled.of_visit in {v.visit for v in sources} else "other"
-
-
-class Stream(BaseModel):
-    """The stream that every agent lived on."""
-
-    name: str
-    family: str
-    split: str
-    order: list[str] = Field(min_length=1)
-    budget_episodes: int = Field(gt=0)
-    horizon: int
-
-
-class Summary(BaseModel):
-    """``summary.json``: every agent's lifetimes on one stream."""
-
-    stream: Stream
-    seeds: list[int] = Field(min_length=1)
-    env_steps: int
-    seconds: Number
-    agents: dict[str, Agent] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _visits_in_stream(self) -> Self:
-        """A visit is placed by its number in ``stream.order`` and its seed in ``seeds``."""
-        for name, agent in self.agents.items():
-            for i, visit in enumerate(agent.visits):
-                if visit.visit >= len(self.stream.order) or visit.seed not in self.seeds:
-                    which = f"agents.{name}.visits.{i} (seed {visit.seed}, visit {visit.visit})"
-                    raise ValueError(f"{which} is not in stream.order and seeds")
         return self
 
 
