@@ -197,6 +197,7 @@ def demo(config: Config, typed: str) -> None:
     told = [*family, "learner=oracle", "batch.episodes=20"]  # as many steps an iteration as MAML
     lives = [f"{key}=[{','.join(map(str, getattr(settings, key)))}]" for key in ("agents", "seeds")]
     lives = ["stream=cheetah_faults", *lives, f"init={run}", f"run={run}"]
+    lives += ["jobs=2", "expert_times=2"]  # about a minute
     stages = [
         ("Meta-training", train, ["train", *family, "learner=maml", f"run={run}", *common]),
         ("An oracle", train, ["train", *told, f"run={run}/oracle", *common]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -25,6 +26,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def everything(folder: Path) -> dict[str, str]:
+    """What is written of lifetimes, by file."""
+    files = [*folder.rglob("life.json"), *folder.rglob("episodes.jsonl")]
+    return {str(path): path.read_text() for path in files}
+
+
 def test_train_evaluate_continual_report(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main([*TRAIN, "run=runs/a"]) == 0
     assert "env steps" in capsys.readouterr().out
@@ -35,10 +42,13 @@ def test_train_evaluate_continual_report(folder: Path, capsys: pytest.CaptureFix
     stream = ["continual", "stream=point_recall", "init=runs/a", "run=runs/a", "seeds=[0,1]"]
     stream += ["stream.budget_episodes=9", "agents=[engram,meta_init,finetune]"]
     assert main(stream) == 0
-    assert main(stream) == 0
-    assert "is finished" in " ".join(capsys.readouterr().out.split())
-    assert main(["report", "run=runs/a"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Return at the start" in out and "recall.0" in out and "4: A again" in out
     run = folder / "runs/a"
+    before = everything(run / "lifetimes") | everything(folder / "runs/references")
+    assert main(stream) == 0  # nothing is lived twice
+    assert everything(run / "lifetimes") | everything(folder / "runs/references") == before
+    assert main(["report", "run=runs/a"]) == 0
     expected = {"config.yaml", "versions.json", "metrics.jsonl", "checkpoint", "evaluation.json"}
     assert expected | {"summary.json", "report.html", "lifetimes"} <= {
         p.name for p in run.iterdir()
@@ -48,11 +58,18 @@ def test_train_evaluate_continual_report(folder: Path, capsys: pytest.CaptureFix
     assert {"tasks", "env_steps", "seeds"} <= evaluation.keys()
     assert all(len(t["returns"]) == 4 and t["values"] for t in evaluation["tasks"])
     summary = json.loads((run / "summary.json").read_text())
-    assert list(summary["agents"]) == ["engram", "meta_init", "finetune"]
+    assert sorted(summary["agents"]) == ["engram", "finetune", "meta_init"]
     for agent in summary["agents"].values():
-        assert set(agent["metrics"]) == {"first.start", "first.end", "revisit.start", "revisit.end"}
-        assert len(agent["visits"]) == 2 * 6
-        assert {"task", "revisit", "start", "end", "recalled"} <= agent["visits"][0].keys()
+        assert (agent["n"], agent["failed"], agent["unfinished"]) == (2, 0, 0)
+        assert {"recall.0", "ap.final", "forget.end", "ft.auc_diff"} <= agent["metrics"].keys()
+        assert agent["metrics"]["ap.final"]["values"].keys() == {"0", "1"}
+        assert all(math.isfinite(v) for v in agent["metrics"]["ap.final"]["values"].values())
+    references = json.loads((run / "references.json").read_text())
+    assert {kind: len(seeds) for kind, seeds in references.items()} == {
+        "random": 2,
+        "scratch": 2,
+        "expert": 2,
+    }
     page = (run / "report.html").read_text()
     assert "http://" not in page and "https://" not in page
     assert {p.name for p in folder.iterdir()} == {"runs"}  # no MUJOCO_LOG.TXT, no outputs/
@@ -69,13 +86,13 @@ def test_the_demo_in_small(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert evaluation["family"] == "half_cheetah_dir_body:v5" and evaluation["split"] == "heldout"
     assert all(isinstance(task["oracle"], float) for task in evaluation["tasks"])
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["stream"]["order"] == ["A", "B", "C", "A", "B", "C"]
+    assert summary["stream"] == "cheetah_faults" and summary["agents"]["engram"]["n"] == 1
     commands = json.loads((run / "commands.json").read_text())
     assert [c["what"] for c in commands] == ["meta-training in runs/demo", "evaluation", "stream"]
     assert "engram train env=half_cheetah_dir_body budget.env_steps=12000" in commands[0]["command"]
     assert "engram continual" in (run / "report.html").read_text()
     assert main(arguments) == 0  # nothing is trained or lived twice
-    assert " ".join(capsys.readouterr().out.split()).count("is finished") == 3
+    assert " ".join(capsys.readouterr().out.split()).count("is finished") == 2
 
 
 def test_other_settings_in_the_same_folder_are_refused(
@@ -89,9 +106,10 @@ def test_other_settings_in_the_same_folder_are_refused(
 
 def test_continual_trains_its_own_initialisation_if_none_is_named(folder: Path):
     arguments = ["continual", "stream=point_recall", "seeds=[0]", "agents=[meta_init]", "run=r"]
-    arguments += [*TRAIN[1:], "stream.budget_episodes=4"]
+    arguments += [*TRAIN[1:], "stream.budget_episodes=4", "references=null"]
     assert main(arguments) == 0
     assert (folder / "r/init/checkpoint").is_dir() and (folder / "r/summary.json").is_file()
+    assert not (folder / "r/references.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +133,8 @@ def test_continual_trains_its_own_initialisation_if_none_is_named(folder: Path):
         (["continual", "agents=[engrm]"], "engrm"),
         (["continual", "agent.engrm.probe_episodes=3"], "agent.engrm: no such agent here"),
         (["continual", "seeds=[0,0]"], "seeds=[0, 0]: a seed that is given twice"),
+        (["continual", "shard=0/2"], "shard: '0/2': expected i/n"),
+        (["continual", "detection.settle_episodes=0"], "detection.settle_episodes=0"),
         (["continual", "learner.gama=1", "init=x"], "learner.gama: unknown key"),
         (["train", "learner.task_adapter.adam_betas=[0.9]"], "learner.task_adapter.adam_betas"),
         (["train", "learner.max_grad_norm=inf"], "learner.max_grad_norm=inf"),

@@ -11,8 +11,11 @@ import pytest
 from agent.adapter import PpoAdapter, Pull
 from agent.config import ConfigError, build, resolved
 from agent.continual.agents import Finetune, MetaInit
+from agent.continual.detect import LikelihoodRatio, PageHinkley
+from agent.continual.detecting import Detection
 from agent.continual.engram import Engram
-from agent.continual.lifetime import Stream
+from agent.continual.stream import Stream
+from agent.doctor import DoctorSettings
 from agent.evaluate import EvaluationSize
 from agent.learners.maml import Maml
 from agent.memory.memory import MemoryConfig
@@ -146,7 +149,7 @@ def test_resolved_fills_in_every_default():
 SETTINGS = [
     Calibration, Engram, EvaluationSize, Finetune, Maml, MemoryConfig, MetaInit, PolicyConfig,
     PpoAdapter, Pull, BatchSize, Budget, Stream, ContinualSettings, DemoSettings, EvaluateSettings,
-    ReportSettings, TrainSettings,
+    ReportSettings, TrainSettings, Detection, DoctorSettings, LikelihoodRatio, PageHinkley,
 ]  # fmt: skip
 
 
@@ -187,17 +190,37 @@ def test_no_settings_take_an_unknown_key(cls: type):
         (EvaluationSize, "draws", 0),
         (EvaluationSize, "steps", 0),
         (EvaluationSize, "eval_episodes", 0),
-        (PolicyConfig, "hidden", []),
+        (PolicyConfig, "hidden", [0]),
         (PolicyConfig, "log_std", 3),
         (Stream, "budget_episodes", 0),
         (Stream, "order", []),
         (TrainSettings, "checkpoint_every", 0),
         (TrainSettings, "threads", 0),
         (TrainSettings, "seed", -1),
-        (ContinualSettings, "seeds", []),
+        (ContinualSettings, "jobs", 0),
+        (ContinualSettings, "shard", "3/2"),
+        (ContinualSettings, "shard", "0/2"),
+        (ContinualSettings, "shard", "half"),
+        (ContinualSettings, "expert_times", 0),
+        (ContinualSettings, "save_every_s", 0),
+        (DoctorSettings, "visits", 1),
+        (DoctorSettings, "episodes", 1),
+        (Detection, "settle_episodes", 0),
+        (PageHinkley, "threshold", 0),
+        (PageHinkley, "tolerance", -0.1),
+        (PageHinkley, "warm_up", 0),
+        (LikelihoodRatio, "rise", 0),
+        (LikelihoodRatio, "warm_up", 1),
     ],
 )
 def test_ranges_end_where_the_meaning_does(cls: type, key: str, bad: object):
     with pytest.raises(ConfigError) as caught:
         build({key: bad}, "node", cls)
-    assert f"node.{key}={bad!r}: " in str(caught.value)
+    lines = [line for line in str(caught.value).splitlines() if line.startswith(f"node.{key}")]
+    assert lines and f"{bad!r}".strip("[]") in lines[0]
+
+
+@pytest.mark.parametrize("bad", [[], 0, [-1], "two"])
+def test_seeds_are_a_list_or_how_many(bad: object):
+    with pytest.raises(ConfigError, match=r"node\.seeds"):
+        build({"seeds": bad}, "node", ContinualSettings)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import agent.continual.agents as agents
 from agent.cli import COMMANDS, configure
 from agent.config import build
-from agent.continual.lifetime import Stream
+from agent.continual.cohort import settings_of
+from agent.continual.life import Hints
 from agent.learners.base import MetaLearner
 from agent.rollout import TaskBatch
 from agent.seeding import generator, torch_generator
@@ -48,7 +48,7 @@ def test_every_yaml_file_belongs_to_a_suite():
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_commands_compose(command: str):
-    assert {"run", "env", "folders"} & set(configure(command, []))
+    assert {"run", "env", "folders", "action"} & set(configure(command, []))
 
 
 class TestFamilies(FamilyContract):
@@ -92,25 +92,19 @@ def test_learners_keep_the_contract(name: str):
     assert not torch.equal(one["theta"], other["theta"])
 
 
+VERBS = "setup begin improve end actor memory_facts save_memory state_dict load_state_dict".split()
+
+
 @pytest.mark.parametrize("name", names("agent"))
 def test_agents_build(name: str):
     config = build(configure("continual", [f"agents=[{name}]"]), "", ContinualSettings)
     built = build(config.agent[name], f"agent.{name}")
-    assert isinstance(built, agents.MetaInit)
+    assert all(callable(getattr(built, verb)) for verb in VERBS)
+    assert isinstance(built.needs, Hints)
+    assert settings_of(built)["_target_"] == config.agent[name]["_target_"]
     for node in ("key", "reader"):
         if hasattr(built, node):
             build(getattr(built, node), node)
-
-
-@pytest.mark.parametrize("name", names("stream"))
-def test_streams_draw_distinct_tasks_and_revisit_some(name: str):
-    node = dict(configure("continual", [f"stream={name}"])["stream"])
-    env = build(node.pop("family"), "stream.family")
-    stream = build(node, "stream", Stream)
-    drawn = [stream.draw(env, seed) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert len(set(drawn[0].values())) == len(set(stream.order))
-    assert any(stream.revisits()) and not stream.revisits()[0]
 
 
 def test_the_seeds_of_purposes_are_independent():
@@ -147,7 +141,7 @@ def test_every_family_is_a_yaml_file_and_an_id():
         )
     native = {type(family(name)).__name__ for name in names("env")}
     listed = {s["family"].partition(":")[2] for s in ids().values()}
-    assert native - listed == {"GymTasks", "MetaWorld", "HalfCheetah"}
+    assert native - listed == {"GymTasks", "MetaWorld", "HalfCheetah", "Ant"}
 
 
 @pytest.mark.parametrize("name", [n for n in names("env") if "_dir_" not in n])

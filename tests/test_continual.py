@@ -166,7 +166,8 @@ def test_memory_recalls_on_revisits_and_not_on_first_visits(
     assert [r.of_task for r in recalled] == [None, None, "A", "B"]
     assert [r.ranked[:1] for r in recalled] == [[], ["A"], ["A"], ["B"]]
     assert recalled[2].weights.keys() == recalled[3].weights.keys() == {"A", "B"}
-    assert recalled[2].weights["A"] == recalled[2].weight > 0.9
+    assert recalled[2].weights["A"] == recalled[2].weight
+    assert recalled[2].weights["A"] > 0.9
     assert [v.written["rows"] for v in life.visits] == [1, 2, 2, 2]
     # What is stored is the policy that acted last, and that is where the re-visit starts.
     again = believing()
@@ -228,6 +229,7 @@ def test_trials_are_charged_and_what_they_showed_is_told(
 
 # Resuming.
 
+
 def born_quickly(agent: Any, born: Born, fits: dict[str, Any]) -> Any:
     """Fitting a key to the probes is most of being born, and the same for all of a kind."""
     inner = getattr(agent, "agent", agent)
@@ -238,7 +240,7 @@ def born_quickly(agent: Any, born: Born, fits: dict[str, Any]) -> Any:
     return agent
 
 
-PULLS = ("none", "constant", "decay", "posterior", "function")
+PULLS: tuple[Any, ...] = ("none", "constant", "decay", "posterior", "function")
 RESUMED: dict[str, tuple[Any, dict[str, Any]]] = {
     "meta_init": (MetaInit, {}),
     "finetune": (Finetune, {}),
@@ -402,9 +404,7 @@ def test_an_agent_that_leaves_its_budget_unused_is_told_so(
         live(agent, world(family, born[0], "A"), Run(tmp_path), "agent")
 
 
-def test_what_was_not_executed_as_declared_is_said(
-    tmp_path: Path, family: HalfCheetah, born: Born
-):
+def test_what_was_not_executed_as_declared_is_said(tmp_path: Path, family: HalfCheetah, born: Born):
     around = world(family, born[0], "AB")
     life = lived(MetaInit(), around, born, tmp_path)
     ids = [(name, around.plan.tasks[name].id) for name in "AB"]
@@ -465,9 +465,7 @@ def test_lifetimes_of_another_initialisation_are_not_continued(
         live_one("meta_init", MetaInit(), 0, cohort(family, (other, born[1])), tmp_path)
 
 
-def test_agents_are_compared_on_the_same_tasks_and_seeds_differ(
-    family: HalfCheetah, born: Born
-):
+def test_agents_are_compared_on_the_same_tasks_and_seeds_differ(family: HalfCheetah, born: Born):
     together = cohort(family, born)
     hashes = {
         (name, seed): together.describe(agent, seed, "life")

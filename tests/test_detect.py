@@ -19,6 +19,8 @@ from agent.continual.engram import Engram
 from agent.continual.evaluation import digest
 from agent.continual.life import Life
 from agent.continual.visit import Visit
+from agent.learners.base import MetaLearner
+from agent.memory.probes import TrainingProbes
 from agent.policy import ObsNormalizer
 from agent.types import Trajectories
 from envs.half_cheetah import HalfCheetah
@@ -205,10 +207,10 @@ class Alarm:
 class Telling(Engram):
     """Notes what is asked of it, and what it was at the time."""
 
-    def setup(self, *born: Any) -> None:
+    def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
         """Nothing has been asked."""
         self.asked: list[tuple[str, str]] = []
-        super().setup(*born)
+        super().setup(learner, probes, seed)
 
     def begin(self, visit: Visit) -> dict[str, Any]:
         """As asked."""
@@ -232,7 +234,12 @@ def ringing(agent: StreamAgent, at: int) -> Detecting:
 
 
 def hidden(
-    agent: StreamAgent, family: HalfCheetah, born: Born, folder: Path, order: str = "ABA", **told: Any
+    agent: StreamAgent,
+    family: HalfCheetah,
+    born: Born,
+    folder: Path,
+    order: str = "ABA",
+    **told: Any,
 ) -> Life:
     return lived(agent, world(family, born[0], order, told=HIDDEN, **told), born, folder)
 

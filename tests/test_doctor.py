@@ -19,6 +19,8 @@ from agent.continual.life import Visit as Lived
 from agent.continual.visit import Visit
 from agent.doctor import DoctorSettings, Examination, attempted, forgetting, gain
 from agent.jobs import Workshop
+from agent.learners.base import MetaLearner
+from agent.memory.probes import TrainingProbes
 from agent.progress import console
 from agent.types import Trajectories
 from envs.checks.finding import Finding
@@ -58,11 +60,11 @@ def test_what_ships_passes(init: str):
     assert list(found) == ["tasks differ", "tasks return"] + [
         f"{name}: {check}" for name in ("engram", "finetune") for check in CHECKS
     ]
-    assert {name: f.found for name, f in found.items() if f.status != "ok"} == {}
+    assert {name: f.detail for name, f in found.items() if f.status != "ok"} == {}
     # 3 visits of 14 episodes of 20 steps; 2, 3 or 4 tasks at 4 checkpoints; 2 batches a visit.
-    assert "840 env steps in 3 visits" in found[f"finetune: {CHECKS[0]}"].found
-    assert "after each of 6 batches" in found[f"finetune: {CHECKS[3]}"].found
-    assert "in A after 1 visits elsewhere" in found[f"finetune: {CHECKS[4]}"].found
+    assert "840 env steps in 3 visits" in found[f"finetune: {CHECKS[0]}"].detail
+    assert "after each of 6 batches" in found[f"finetune: {CHECKS[3]}"].detail
+    assert "in A after 1 visits elsewhere" in found[f"finetune: {CHECKS[4]}"].detail
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
@@ -88,9 +90,9 @@ class Impure(Finetune):
 class Drifting(Finetune):
     """Has a number of its own that it does not save."""
 
-    def setup(self, *born: Any) -> None:
+    def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
         """It starts at zero."""
-        super().setup(*born)
+        super().setup(learner, probes, seed)
         self._steps = 0
 
     def _learn(self, episodes: Trajectories, *memory: Any) -> None:
@@ -127,12 +129,11 @@ class Boasting(Finetune):
     ],
 )
 def test_a_broken_rule_is_named(init: str, agent: type, check: str, words: str):
-    found = findings(init, mine=f"{__name__}.{agent.__name__}")[f"mine: {check}"]
-    assert found.status == "failed" and words in found.found and found.advice
-    others = findings(init, mine=f"{__name__}.{agent.__name__}")
-    wrong = {name for name, finding in others.items() if finding.status == "failed"}
+    every = findings(init, mine=f"{__name__}.{agent.__name__}")
+    found = every[f"mine: {check}"]
+    assert found.status == "failed" and words in found.detail and found.suggestion
+    wrong = {name for name, finding in every.items() if finding.status == "failed"}
     # One that changes when it is measured, or stands still, can live through none of the checks.
-    assert f"mine: {check}" in wrong
     if agent in (Drifting, Boasting):
         assert wrong == {f"mine: {check}"}
 
@@ -141,7 +142,7 @@ def test_two_names_for_one_task_are_no_stream(init: str):
     same = "stream.tasks={A: {angle: 1.0}, B: {angle: 1.0}}"
     exam = examination(init, same, agents="agent.continual.agents.Finetune")
     found = exam.tasks_differ()
-    assert found.status == "failed" and "no difference between A and B" in found.found
+    assert found.status == "failed" and "no difference between A and B" in found.detail
     # Whoever fine-tunes has nothing to forget there.
     assert exam.worth_living().status == "warning"
     assert exam.tasks_return().status == "ok"
@@ -150,7 +151,7 @@ def test_two_names_for_one_task_are_no_stream(init: str):
 def test_a_stream_without_revisits_is_warned_of(init: str):
     exam = examination(init, "stream.order=[A,B,C]", agents="agent.continual.agents.Finetune")
     found = exam.tasks_return()
-    assert found.status == "warning" and "no task is visited twice" in found.found
+    assert found.status == "warning" and "no task is visited twice" in found.detail
     assert exam.tasks_differ().status == "ok"
     assert [v.task for v in exam.world().plan.visits] == ["A", "B", "C"]
 

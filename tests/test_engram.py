@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from agent.continual.agents import MetaInit
+from agent.continual.cohort import live_one
 from agent.continual.engram import Engram, return_so_far
 from agent.continual.inheritance import inherited
-from agent.continual.lifetime import Stream, World, live
+from agent.continual.lifetime import Watch, live
 from agent.learners.maml import Maml
 from agent.memory.bank import BankConfig
 from agent.memory.decide import WriteConfig
@@ -28,7 +29,7 @@ from agent.run import Run
 from envs.half_cheetah import HalfCheetah
 from tests import test_continual, test_memory
 from tests.conftest import made_up_episodes
-from tests.test_continual import believing, lived, world
+from tests.test_continual import believing, cohort, lived, starts, world
 from tests.test_memory import ANCHOR, HORIZON, POLICY, memory, outcome, query, row
 
 family, born = test_continual.family, test_continual.born
@@ -95,7 +96,7 @@ def test_what_a_visit_tells_the_writer(
     agent = believing()
     agent.setup(*born, 0)
     found = outcomes(agent, monkeypatch)
-    assert live(agent, world(family, born[0], "AA"), Run(tmp_path)) is not None
+    assert live(agent, world(family, born[0], "AA"), Run(tmp_path), "engram") is not None
     (first, measure), (second, _) = found
     assert (first.match, first.accepted, first.recalled, first.null) == (None, False, None, 1.0)
     assert (second.match, second.accepted, second.null) == (0, True, 0.0)
@@ -117,11 +118,16 @@ def test_candidates_know_how_the_meta_initialisation_does_here(
 ):
     agent, shown = believing(), []
     agent.setup(*born, 0)
-    candidates = agent.store.candidates
-    monkeypatch.setattr(
-        agent.store, "candidates", lambda *a: shown.append(candidates(*a)) or shown[-1]
-    )
-    live(agent, world(family, born[0], "AA"), Run(tmp_path))
+    candidates = EpisodicMemory.candidates
+
+    def spy(self: EpisodicMemory, *asked: Any) -> Any:
+        found = candidates(self, *asked)
+        if self is agent.store:  # and not a copy's, which is evaluated
+            shown.append(found)
+        return found
+
+    monkeypatch.setattr(EpisodicMemory, "candidates", spy)
+    live(agent, world(family, born[0], "AA"), Run(tmp_path), "engram")
     assert float(shown[1].home) == pytest.approx(float(agent._probe.mean_return()), rel=1e-5)
 
 
@@ -134,9 +140,9 @@ def test_the_pull_fades_from_the_first_step_after_the_jump(
     agent, betas = believing(pull=Pull(kind="harmonic", beta=0.4)), []
     step = Maml.step
 
-    def spy(self: Maml, params: Any, episodes: Any, n: int, *memory: Any) -> Any:
-        betas.append(memory[1])
-        return step(self, params, episodes, n, *memory)
+    def spy(self: Maml, params: Any, episodes: Any, n: int, *more: Any) -> Any:
+        betas.append(more[1])
+        return step(self, params, episodes, n, *more)
 
     monkeypatch.setattr(Maml, "step", spy)
     lived(agent, world(family, born[0], "AA"), born, tmp_path)
@@ -152,19 +158,17 @@ def test_a_memory_that_another_run_left_is_recalled_from(
     nodes: list[dict[str, Any]] = [{}, {"key": {"_target_": "agent.memory.key.fisher.Fisher"}}]
     for node in nodes:
         heir = believing(open_from=str(tmp_path / "memory"), **node)
-        records = lived(heir, world(family, born[0], "AB"), born, tmp_path / f"heir{len(node)}")
-        assert [r["recalled"]["row"] for r in records] == [0, 1], node
+        life = lived(heir, world(family, born[0], "AB"), born, tmp_path / f"heir{len(node)}")
+        assert [v.recalled.row for v in life.visits] == [0, 1], node
 
 
 def test_saved_rows_are_called_by_their_tasks(tmp_path: Path, family: HalfCheetah, born: Born):
-    from agent.continual.cohort import live_all
-    from tests.test_continual import cohort
-
-    together = cohort(family, born, tmp_path)
-    (life,) = live_all({"engram": believing()}, [0], together)
-    rows = MemoryFolder(tmp_path / "lifetimes/engram-0/memory").read()
+    life = live_one("engram", believing(), 0, cohort(family, born), tmp_path)
+    assert life is not None
+    rows = MemoryFolder(tmp_path / "memory").read()
     labels = {uid: stored.info["label"] for uid, stored in rows}
-    assert labels == {r["row"]: r["task"] for r in life.memory} and all(labels.values())
+    assert labels == {n: life.protocol.tasks["AB"[n]].label for n in (0, 1)}
+    assert len({*labels.values()}) == 2 and all(labels.values())
 
 
 def test_a_row_however_unlikely_can_be_tried():
@@ -307,9 +311,11 @@ def test_a_lifetime_goes_on_with_its_memory_where_numbers_round_otherwise(
     tmp_path: Path, family: HalfCheetah, born: Born
 ):
     """Threads (or another machine) change the last bits of the fitted key, so its version."""
-    around, agent, done = world(family, born[0], "ABAB"), believing(), []
+    around, agent, seen = world(family, born[0], "ABAB"), believing(), []
     agent.setup(*born, 0)
-    assert live(agent, around, Run(tmp_path), done.append, lambda: len(done) == 2) is None
+    watch = Watch(seen.append, lambda: len(seen) == 5)
+    assert live(agent, around, Run(tmp_path), "engram", watch) is None
+    assert len(seen[0].life.visits) == 2
     before = torch.get_num_threads()
     learner, probes = born
     nudged = replace(
@@ -319,9 +325,9 @@ def test_a_lifetime_goes_on_with_its_memory_where_numbers_round_otherwise(
     assert torch.get_num_threads() == before
     fresh = believing()
     fresh.setup(learner, other, 0)
-    records = live(fresh, around, Run(tmp_path))
-    assert records is not None
-    assert [r["recalled"]["row"] for r in records] == [None, None, 0, 1]
+    life = live(fresh, around, Run(tmp_path), "engram")
+    assert life is not None
+    assert [v.recalled.row for v in life.visits] == [None, None, 0, 1]
 
 
 @pytest.mark.parametrize("by", [2.0, -2.0])
@@ -338,19 +344,18 @@ def test_no_step_is_made_from_fewer_episodes_than_without_memory(
 ):
     steps = []
     for agent in (MetaInit(), Engram(memory=MemoryConfig(novelty=1e300))):
-        stream = Stream(name="t", order=["A"], budget_episodes=budget, eval_episodes=1)
-        around = World(stream, family, born[0].policy, 0)
-        records = lived(agent, around, born, tmp_path / str(len(steps)))
-        steps.append([point["episodes"] for point in records[0]["curve"]])
+        around = world(family, born[0], "A", budget_episodes=budget)
+        life = lived(agent, around, born, tmp_path / str(len(steps)))
+        steps.append([point.episodes for point in life.visits[0].curve])
     assert steps[0] == steps[1]
 
 
 def test_a_budget_that_the_probe_uses_up_still_teaches(
     tmp_path: Path, family: HalfCheetah, born: Born
 ):
-    stream = Stream(name="t", order=["A"], budget_episodes=2, eval_episodes=1)
-    records = lived(Engram(), World(stream, family, born[0].policy, 0), born, tmp_path)
-    assert records[0]["curve"] and records[0]["start"] != records[0]["end"]
+    life = lived(Engram(), world(family, born[0], "A", budget_episodes=2), born, tmp_path)
+    (visit,) = life.visits
+    assert visit.curve and starts(life) != [visit.end_mean]
 
 
 def test_rows_taken_over_keep_what_was_said_of_them(
@@ -370,8 +375,8 @@ def test_rows_taken_over_keep_what_was_said_of_them(
 def test_oracle_keys_can_be_lived_with(tmp_path: Path, family: HalfCheetah, born: Born, kind: str):
     agent = believing()
     agent.key = {"_target_": f"agent.memory.key.given.{kind}"}
-    records = lived(agent, world(family, born[0], "ABA"), born, tmp_path)
-    assert [r["recalled"]["row"] for r in records] == [None, None, 0]
+    life = lived(agent, world(family, born[0], "ABA"), born, tmp_path)
+    assert [v.recalled.row for v in life.visits] == [None, None, 0]
 
 
 def test_a_bandit_that_found_no_row_says_so():

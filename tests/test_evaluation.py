@@ -83,9 +83,7 @@ def test_every_policy_starts_where_the_others_do(
     assert seeds[0] == seeds[1] and len(set(seeds[1:])) == 3
 
 
-def test_what_was_measured_before_is_not_paid_for_again(
-    tmp_path: Path, around: World, born: Born
-):
+def test_what_was_measured_before_is_not_paid_for_again(tmp_path: Path, around: World, born: Born):
     agent = believing()
     lived(agent, around, born, tmp_path)
     tasks = around.plan.tasks
@@ -140,7 +138,8 @@ AGENTS: dict[str, Any] = {
     "finetune": Finetune,
     "engram": Engram,
     "believing": believing,
-    **{k: lambda k=k: believing(pull=Pull(kind=k)) for k in ("posterior", "function")},
+    "posterior": lambda: believing(pull=Pull(kind="posterior")),
+    "function": lambda: believing(pull=Pull(kind="function")),
 }
 
 

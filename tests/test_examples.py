@@ -23,6 +23,7 @@ def test_a_robot_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert main(["evaluate", f"run={tmp_path / 'cart'}", "evaluation.tasks=2"]) == 0
     live = ["continual", *common, "stream=point_recall", "env@stream.family=my_robot", "seeds=[0]"]
     live += [f"init={tmp_path / 'cart'}", f"run={tmp_path / 'life'}", "stream.budget_episodes=8"]
+    live += [f"references={tmp_path / 'references'}"]
     assert main(live) == 0
     assert (tmp_path / "life" / "summary.json").is_file()
     sys.path[:] = path
@@ -42,8 +43,22 @@ def test_a_robot_with_a_model_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     sys.path[:] = path
 
 
-def test_the_tests_that_the_example_shows_pass():
+def test_an_agent_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(EXAMPLES / "my_agent")
+    path = list(sys.path)
+    live = ["continual", "--config-dir", "conf", "import_path=[.]", "stream=point_recall"]
+    live += ["env=navigation", "budget.env_steps=4000", "agents=[my_agent,meta_init]", "seeds=[0]"]
+    live += ["stream.budget_episodes=8", "batch.tasks=4", "calibration.tasks=20"]
+    live += [f"run={tmp_path / 'mine'}", f"references={tmp_path / 'references'}"]
+    assert main(live) == 0
+    lives = json.loads((tmp_path / "mine" / "summary.json").read_text())["agents"]
+    assert set(lives) == {"my_agent", "meta_init"} and not any(a["failed"] for a in lives.values())
+    sys.path[:] = path
+
+
+@pytest.mark.parametrize("example", ["my_arm", "my_agent"])
+def test_the_tests_that_the_example_shows_pass(example: str):
     """In a process of their own, as a user would run them."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
-    done = subprocess.run(command, cwd=EXAMPLES / "my_arm", capture_output=True, text=True)
+    done = subprocess.run(command, cwd=EXAMPLES / example, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -12,22 +12,27 @@ import torch
 
 from agent.cli import main
 from agent.continual.agents import Finetune, MetaInit
-from agent.continual.cohort import live_all
-from agent.continual.lifetime import Stream, _with_origin, live, measure, memory_rows
+from agent.continual.cohort import live_one
+from agent.continual.diary import Diary
+from agent.continual.life import Life, Protocol, Recalled
+from agent.continual.lifetime import live
+from agent.continual.stream import Stream
 from agent.continual.visit import Visit
+from agent.doctor import timeless
 from agent.learners.maml import Maml
 from agent.memory.probes import TrainingProbes
 from agent.progress import stop_on_signals
 from agent.run import Run
-from envs.half_cheetah import HalfCheetah, HalfCheetahTasks
+from envs.half_cheetah import HalfCheetah
 from envs.task import Param, TaskError
 from tests import test_continual
-from tests.test_continual import believing, cohort, lived, timeless, world
+from tests.test_continual import believing, cohort, lived, world
 
 family, born = test_continual.family, test_continual.born  # the fixtures
 
 TRAIN = ["train", "env=navigation", "budget.env_steps=500", "batch.tasks=3", "batch.episodes=4"]
 LIVE = ["continual", "stream=point_recall", "init=a", "run=b", "seeds=[0]", "agents=[meta_init]"]
+LIVE += ["references=null"]
 
 
 @pytest.fixture
@@ -43,10 +48,11 @@ def test_a_folder_that_is_worked_in_is_left_alone(folder: Path, capsys: pytest.C
     assert "a: another process is working in this run folder" in capsys.readouterr().err
     assert [p.name for p in (folder / "a").iterdir()] == [".lock"]
     assert main([*TRAIN, "run=a"]) == 0
-    with Run("b").lock():
-        assert main([*LIVE, "stream.budget_episodes=4"]) == 1
-    assert "b: another process is working in this run folder" in capsys.readouterr().err
-    assert [p.name for p in (folder / "b").iterdir()] == [".lock"]
+    # A stream's folder is shared, its lifetimes are not.
+    with Run("b").lock(), Run("b/lifetimes/meta_init-0").lock():
+        assert main([*LIVE, "stream.budget_episodes=4"]) == 0
+    assert "1 lifetimes are being lived by other processes" in capsys.readouterr().out
+    assert [p.name for p in (folder / "b/lifetimes/meta_init-0").iterdir()] == [".lock"]
 
 
 def test_a_stream_of_another_robot_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -77,42 +83,20 @@ def test_the_first_signal_asks_the_second_insists_and_the_handlers_are_given_bac
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_measuring_is_deterministic_and_on_starts_of_the_lifetime_and_the_task(
-    family: HalfCheetah, born: tuple[Maml, TrainingProbes], monkeypatch: pytest.MonkeyPatch
-):
-    params, seeds = born[0].theta.detach()[None], []
-    louder = params.clone()
-    louder[:, -6:] = 0.4  # the log-stds
-    reset = HalfCheetahTasks.reset
-
-    def spy(self: HalfCheetahTasks, seed: int) -> Any:
-        seeds.append(seed)
-        return reset(self, seed)
-
-    monkeypatch.setattr(HalfCheetahTasks, "reset", spy)
-    around, later = world(family, born[0]), world(family, born[0], seed=1)
-    tasks = around.stream.draw(family, 0)
-    quiet = measure(params, around, tasks["A"])
-    assert measure(louder, around, tasks["A"]) == quiet
-    measure(params + 0.1, around, tasks["A"])
-    measure(params, around, tasks["B"])
-    measure(params, later, tasks["A"])
-    assert seeds[0] == seeds[1] == seeds[2] and len(set(seeds[2:])) == 3
-
-
 def spied(patch: pytest.MonkeyPatch) -> tuple[list[tuple[int, int]], list[float]]:
     """Number and episodes of each adaptation step made from now on; returns of each collection."""
     steps: list[tuple[int, int]] = []
     returns: list[float] = []
     step, collect = Maml.step, Visit.collect
 
-    def spy_step(self: Maml, params: Any, episodes: Any, n: int, *memory: Any) -> torch.Tensor:
+    def spy_step(self: Maml, params: Any, episodes: Any, n: int, *more: Any) -> torch.Tensor:
         steps.append((n, episodes.reward.shape[1]))
-        return step(self, params, episodes, n, *memory)
+        return step(self, params, episodes, n, *more)
 
-    def spy_collect(self: Visit, params: torch.Tensor, episodes: int, guard: Any = None) -> Any:
-        found = collect(self, params, episodes, guard)
-        returns.append(float(found.mean_return()))
+    def spy_collect(self: Visit, *arguments: Any, **named: Any) -> Any:
+        found = collect(self, *arguments, **named)
+        if type(self) is Visit:  # and not an evaluation's
+            returns.append(float(found.mean_return()))
         return found
 
     patch.setattr(Maml, "step", spy_step)
@@ -153,7 +137,7 @@ def test_a_policy_is_written_with_the_record_of_its_own_episodes(
     monkeypatch.setattr(
         agent.store, "write", lambda out, measure: written.append(out) or write(out, measure)
     )
-    live(agent, world(family, born[0], "A"), Run(tmp_path))
+    live(agent, world(family, born[0], "A"), Run(tmp_path), "engram")
     (outcome,) = written
     assert outcome.row.record.mean == pytest.approx(returns[-1], rel=1e-5)
     assert outcome.row.record.n == 8 and outcome.meta_init.n == 2
@@ -181,15 +165,17 @@ def test_what_was_remembered_is_still_there_after_a_restart(
 def test_a_life_does_not_depend_on_the_lives_before_it(
     tmp_path: Path, family: HalfCheetah, born: tuple[Maml, TrainingProbes]
 ):
-    lives = live_all({"finetune": Finetune()}, [0, 1], cohort(family, born, tmp_path / "both"))
+    agent, together = Finetune(), cohort(family, born)
+    lives = [live_one("agent", agent, n, together, tmp_path / str(n)) for n in (0, 1)]
     alone = lived(Finetune(), world(family, born[0], "ABA", seed=1), born, tmp_path / "alone")
-    assert [timeless(r) for r in lives[1].visits] == [timeless(r) for r in alone]
+    assert lives[1] is not None and timeless(lives[1])["visits"] == timeless(alone)["visits"]
+    assert lives[1].evaluations == alone.evaluations
 
 
 def test_a_stream_draws_distinct_tasks_of_its_split(family: HalfCheetah):
     for split in ("train", "validation", "heldout"):
         stream = Stream(name="s", order=["A", "B", "C"], split=split)
-        tasks = stream.draw(family, 0).values()
+        tasks = stream.plan(family, 0).tasks.values()
         assert {family.split_of(task.values) for task in tasks} == {split}
     params = {
         "direction": Param(to="attr:direction", choices=[-1.0, 1.0]),
@@ -198,21 +184,35 @@ def test_a_stream_draws_distinct_tasks_of_its_split(family: HalfCheetah):
     four = HalfCheetah(name="four", horizon=20, params=params)
     for seed in range(5):
         stream = Stream(name="s", order=["A", "B", "C", "D"])
-        assert len({task.id for task in stream.draw(four, seed).values()}) == 4
-    with pytest.raises(TaskError, match="names 5 tasks, but 'four' has only 4"):
-        Stream(name="s", order=["A", "B", "C", "D", "E"]).draw(four, 0)
+        assert len({task.id for task in stream.plan(four, seed).tasks.values()}) == 4
+    with pytest.raises(TaskError, match="draws 5 tasks, but 'four' has only 4"):
+        Stream(name="s", order=["A", "B", "C", "D", "E"]).plan(four, 0)
 
 
 def test_a_recalled_row_is_traced_to_the_visit_that_wrote_it_last():
-    rows = [0, 1, 0, None]
-    before = [
-        {"seed": 0, "visit": n, "written": {"row": row}, "task": {"label": f"task {n}"}}
-        for n, row in enumerate(rows)
-    ]
-    for row, origin in ((0, 2), (1, 1)):
-        record = _with_origin({"recalled": {"row": row}}, before)
-        assert record["recalled"]["of_visit"] == origin
-    agent = MetaInit()
-    agent.memory_facts = lambda: [{"row": row, "score": 1.0} for row in (0, 1)]
-    found = [(r["row"], r["written_at_visit"], r["task"]) for r in memory_rows(agent, before)]
-    assert found == [(0, 2, "task 2"), (1, 1, "task 1")]
+    order, rows = "ABCA", [0, 1, 0, None]
+    protocol = Protocol.model_validate(
+        {
+            "stream": "s",
+            "family": "f",
+            "horizon": 1,
+            "split": "heldout",
+            "seed": 0,
+            "tasks": {name: {"id": name} for name in "ABC"},
+            "schedule": [{"task": name, "episodes": 1} for name in [*order, "B"]],
+            "eval_episodes": 1,
+        }
+    )
+    diary = Diary(Life(agent="a", status="stopped", protocol=protocol))
+    for row in rows:
+        diary.over({}, 0.0, {"row": row}, {})
+    found: dict[int, Recalled] = {}
+    for row in (0, 1, 7):
+        facts = {"row": row, "posterior": {0: 0.5, 7: 0.25, 1: 0.125}}
+        diary.recalled(facts, 0.0)
+        found[row] = diary.current.recalled
+    assert [(r.of_visit, r.of_task) for r in found.values()] == [(2, "C"), (1, "B"), (None, None)]
+    # Row 7 is inherited: of a task that nobody here knows.
+    assert found[0].weights == {"C": 0.5, "B": 0.125} and found[0].ranked == ["C", "B"]
+    diary.recalled({}, 0.0)
+    assert diary.current.recalled == Recalled()

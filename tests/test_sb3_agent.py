@@ -90,8 +90,8 @@ class TestSac(AgentContract):
     order = "AA"
 
     def make_agent(self) -> Any:
-        """Of 14 episodes."""
-        return agent_of("SAC", waves=2)
+        """With a buffer that fills up."""
+        return agent_of("SAC", waves=2, kwargs={**OFF_POLICY, "buffer_size": 80})
 
     def make_family(self) -> TaskDistribution:
         """Points that start at random."""
@@ -109,16 +109,18 @@ class TestTd3(AgentContract):
 def test_it_is_stable_baselines3_and_nothing_else():
     family, values = square(start=0.0, ends_at_goal=False), {"x": 0.3, "y": -0.1}
     agent = born(agent_of("PPO", waves=2), family)
-    with visit_to(family, 8, values) as visit:
+    with visit_to(family, 16, values) as visit:
         lived(agent, visit)
-        assert visit.steps_used == 64 and agent.model.num_timesteps == 64
+        assert visit.steps_used == 2 * 64 == agent.model.num_timesteps
     # The same algorithm on an ordinary environment of the same task, drawing the same numbers.
     native = NativeVectorEnv(family, 4, task=values, autoreset_mode="SameStep")
     with own_randomness(generator(5, "init"), torch.device("cpu")):
         plain = PPO("MlpPolicy", TaskVecEnv(native), n_steps=16, device="cpu", **PPO_SETTINGS)
     started = digest(plain.policy.state_dict())
-    with own_randomness(generator(5, "adaptation", 0), torch.device("cpu")):
-        plain.learn(64)
+    for batch in range(2):
+        with own_randomness(generator(5, "adaptation", batch), torch.device("cpu")):
+            plain._last_obs = None
+            plain.learn(64, reset_num_timesteps=False)
     assert digest(agent.model.policy.state_dict()) == digest(plain.policy.state_dict()) != started
 
 

@@ -121,7 +121,7 @@ def test_an_agent_is_shown_what_happened_and_charged_for_it():
         agent.end()
         assert [e.length for e in visit.episodes] == [3] * 11
         assert [e.episode for e in visit.episodes] == list(range(11))
-        assert visit.env_steps == {0: {"learn": 33}} and len(visit.act_s) == 6
+        assert visit.env_steps == {"learn": 33} and len(visit.act_s) == 6
         assert all(e.terminated and e.success and not e.diverged for e in visit.episodes)
         assert [e.value for e in visit.episodes] == pytest.approx([-0.2 - 0.1] * 11, abs=1e-6)
     assert own.told == ["A"] and own.ends == 1
@@ -174,11 +174,8 @@ def test_episodes_side_by_side_may_be_of_either_side_of_a_hidden_boundary():
         # four steps at the origin, at the distances of the goals
         expected = [-2.0] * 5 + [-0.4] * 4
         assert [e.value for e in visit.episodes] == pytest.approx(expected, abs=1e-5)
-        assert (
-            visit.env_steps == {0: {"probe": 20}, 1: {"probe": 16}}
-            and visit.remaining == 0
-            and visit.segment == 2
-        )
+        assert visit.env_steps == {"probe": 36} and visit.remaining == 0 and visit.segment == 2
+        assert visit.settle(0) == {"probe": 20} and visit.settle(1) == {"probe": 16}
 
 
 def test_rows_that_are_over_wait_or_go_on_with_the_next_episode():
@@ -193,6 +190,7 @@ def test_rows_that_are_over_wait_or_go_on_with_the_next_episode():
             assert waited.reward[0] == 0.0 and waited.obs[0] == pytest.approx([0.3, 0.0])
             assert waited.reward[1] == pytest.approx(-0.1) and not waited.over[0]
             loan.start()
+            assert waited.obs[0] == pytest.approx([0.3, 0.0])  # what was said stays said
             assert loan.running.all() and loan.obs == pytest.approx(
                 np.array([[0.0, 0.0], [0.2, 0.0]])
             )
@@ -203,10 +201,8 @@ def test_rows_that_are_over_wait_or_go_on_with_the_next_episode():
             assert not loan.running.any()
         # fast, slow, fast, slow at A; the last is at B, whose goal lies elsewhere
         assert [e.length for e in visit.episodes] == [3, 6, 3, 6, 6]
-        assert [e.task for e in visit.episodes] == [*"AAAAB"] and visit.env_steps == {
-            0: {"learn": 18},
-            1: {"learn": 6},
-        }
+        assert [e.task for e in visit.episodes] == [*"AAAAB"]
+        assert visit.settle(0) == {"learn": 18} and visit.settle(1) == {"learn": 6}
 
 
 def test_budgets_cannot_be_overdrawn_or_left_in_the_middle():
@@ -256,7 +252,7 @@ def test_what_a_broken_simulation_said_is_shown_to_nobody(how: str):
         told = [(e.diverged, e.length, e.terminated) for e in visit.episodes]
         assert told == [(True, 0, False)] * 2
         assert all(math.isnan(e.value) for e in visit.episodes) and math.isnan(agent.score)
-        assert visit.env_steps == {0: {"learn": 6}}
+        assert visit.env_steps == {"learn": 6}
     last = own.seen[-1]
     assert len(own.seen) == 3 and last.truncated.all() and not last.terminated.any()
     assert last.reward.tolist() == [0.0, 0.0] and (last.next_obs == last.obs).all()
@@ -305,7 +301,9 @@ def test_being_evaluated_is_a_frozen_copys_affair_and_costs_nothing_twice():
             assert evaluator.evaluate(agent, "A", task, 0, None).env_steps == 0
             agent.improve(visit)
             before = agent.acting
+            mean = before.policy(before.params, torch.zeros(1, 3, 2)).mean
             agent.improve(visit)
+            assert torch.equal(before.policy(before.params, torch.zeros(1, 3, 2)).mean, mean)
         assert before is not agent.acting and agent.acting is agent.acting
         assert evaluator.evaluate(agent, "A", task, 1, None).env_steps > 0
 
@@ -388,7 +386,7 @@ class Spendthrift(Finetune):
         """Cheat."""
         number = visit.segment
         super().improve(visit)
-        visit.env_steps[number]["learn"] += 1
+        visit._charge(number, "learn", 1)
 
 
 class Lender(Finetune):

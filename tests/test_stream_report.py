@@ -267,6 +267,15 @@ def test_the_retrieval_timeline_frames_the_right_answer(tmp_path: Path):
     np.testing.assert_allclose(centres, [(0, 2), (1, 2), (2, 0)])
 
 
+def test_arrows_point_to_the_better_side():
+    metrics = ("ap.final.raw", "forget.end", "plasticity.weight_norm")
+    assert [comparison.titled(m) for m in metrics[:2]] == [
+        "ap.final.raw [return] →",
+        "forget.end ←",
+    ]
+    assert [comparison.arrow(m, "↑", "↓") for m in metrics] == ["↑", "↓", ""]
+
+
 def test_differences_are_paired_by_seed(tmp_path: Path):
     lives = [*scored("engram", 10.0, 20.0, 35.0), *scored("zeta", 11.0, 23.0)]
     seen = view(tmp_path, *lives)
@@ -452,3 +461,12 @@ def test_links_on_the_page_lead_somewhere(tmp_path: Path):
     html = write_report(tmp_path).read_text()
     targets = re.findall(r'href="#([^"]+)"', html)
     assert len(targets) > 8 and all(f'id="{target}"' in html for target in targets)
+
+
+def test_one_lifetime_has_no_interval_in_any_column_bytes_included(tmp_path: Path):
+    life = make_life("engram", 0, "ABA")
+    life.visits[-1].state_bytes = {"policy": 20_000, "memory": 30_000}
+    write_run(tmp_path, [life])
+    row = section(read_results(tmp_path))["headline"][0]
+    assert [cell.small for cell in row.cells if cell.small.startswith("[")] == []
+    assert any(cell.text.endswith("k") for cell in row.cells)

@@ -65,7 +65,7 @@ def test_samples_hold_crashed_lifetimes_and_leave_unfinished_ones_out():
 
 def test_a_deviating_lifetime_is_pointed_out():
     results = made({"engram": [0.5, 0.6]}, deviations=["visit 1: 20 episodes, not 25"])
-    assert "2 deviate from the protocol" in sample_of(results, "ap.final", "engram").notes
+    assert "2 with deviations from the protocol" in sample_of(results, "ap.final", "engram").notes
 
 
 def test_several_comparisons_are_corrected_together():

@@ -103,6 +103,8 @@ class PolicyAgent:
 
     needs: ClassVar[Hints] = Hints(task=False, boundary=False)
     """Nothing: it can live in an endless visit too."""
+    isolates: ClassVar[bool] = False
+    """Whether it promises that what it would do in a task is never changed by other tasks."""
 
     episodes: Annotated[int, Field(ge=1)] = 6
     """Episodes per adaptation step."""

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NoReturn, Protocol, Self
 
 import numpy as np
 import torch
@@ -173,3 +173,11 @@ class _Preview(Visit):
         now.spend(episodes)
         actor = Actor(policy or self._policy, params, deterministic=False)
         return self._evaluator.act(now.task, episodes, self._calls, actor, guard)
+
+    def lend(self, episodes: int, purpose: Purpose = "learn") -> NoReturn:
+        """Refused: what nobody counts, nobody may act in.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError("an evaluation lends no simulators; use visit.collect, or nothing")

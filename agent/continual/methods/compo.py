@@ -36,6 +36,7 @@ class Compo(PolicyAgent):
     """
 
     needs: ClassVar[Hints] = Hints(task=True, boundary=True)
+    isolates: ClassVar[bool] = True
     """A module is chosen by the task's id."""
 
     width: Annotated[int, Field(ge=1)] = 16

@@ -57,6 +57,7 @@ class Csp(PolicyAgent):
     """
 
     needs: ClassVar[Hints] = Hints(task=True, boundary=True)
+    isolates: ClassVar[bool] = True
     """A point is kept by the task's id."""
 
     corner: Annotated[float, Field(ge=0, le=1)] = 0.8

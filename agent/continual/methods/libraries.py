@@ -25,6 +25,7 @@ class OracleLibrary(PolicyAgent):
     """
 
     needs: ClassVar[Hints] = Hints(task=True, boundary=True)
+    isolates: ClassVar[bool] = True
 
     def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
         """Start out with an empty library."""

@@ -34,6 +34,7 @@ class PackNet(PolicyAgent):
     """
 
     needs: ClassVar[Hints] = Hints(task=True, boundary=True)
+    isolates: ClassVar[bool] = True
 
     tasks: Annotated[int, Field(ge=1)] = 4
     """Tasks expected in a life, which share the weights evenly; further ones own no weight."""

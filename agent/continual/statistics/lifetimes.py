@@ -42,7 +42,7 @@ def sample_of(results: Results, metric: str, agent: str, stand_in: str | None = 
     if unfinished := len(status) - len(ended):
         notes.append(f"{unfinished} unfinished, left out")
     if deviating := sum(bool(life.deviations) for life in results.lives if life.agent == agent):
-        notes.append(f"{deviating} deviate from the protocol")
+        notes.append(f"{deviating} with deviations from the protocol")
     return Sample(made.values, made.failed, notes)
 
 

@@ -76,9 +76,11 @@ def _formatter(metric: str, values: Sequence[float]) -> Callable[[float], str]:
 def _cell(cell: Cell, show: Callable[[float], str], best: bool) -> Text:
     found = cell.estimate
     if cell.known:
-        low, high = show(found.low), show(found.high)
-        some = math.isfinite(found.low) and low != high
-        return Text(show(found.mean), repr(found.mean), f"[{low}, {high}]" if some else "", best)
+        interval = ""
+        if math.isfinite(found.low) and math.isfinite(found.high):
+            low, high = show(found.low), show(found.high)
+            interval = f"[{low}, {high}]" if low != high else ""
+        return Text(show(found.mean), repr(found.mean), interval, best)
     if cell.partial_n:
         return Text("n/a", "", f"{show(cell.partial)} in {cell.partial_n} of {found.n}")
     return Text("n/a")
