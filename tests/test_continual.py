@@ -266,6 +266,7 @@ def test_stopped_after_every_batch_and_continued_equals_uninterrupted(
         # One of them makes sure that a fresh key is as good.
         last = born_quickly(make(), born, {} if name == "engram" else fits)
         pieces += 1
+        assert pieces < 50, "it does not get on"
         stop = Watch(should_stop=lambda: True)
         life = live(last, around, Run(tmp_path / "pieces"), "agent", stop)
     assert pieces >= 7
@@ -311,6 +312,7 @@ def test_killed_at_any_save_it_goes_on_from_there(
             life = live(agent, around, run, "agent", Watch(save_every_s=0.0))
         except KeyboardInterrupt:
             deaths += 1
+            assert deaths < 50, "it does not get on"
             (run.folder / "episodes.jsonl").open("a").write("half a li")
     assert deaths > 4
     assert timeless(life) == timeless(whole)

@@ -85,7 +85,7 @@ def outcomes(agent: Engram, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(
         agent.store,
         "write",
-        lambda out, measure: found.append((out, measure)) or write(out, measure),
+        lambda out, measure: found.append((out, measure, agent._acted)) or write(out, measure),
     )
     return found
 
@@ -97,12 +97,14 @@ def test_what_a_visit_tells_the_writer(
     agent.setup(*born, 0)
     found = outcomes(agent, monkeypatch)
     assert live(agent, world(family, born[0], "AA"), Run(tmp_path), "engram") is not None
-    (first, measure), (second, _) = found
+    (first, measure, (acted, _)), (second, _, _) = found
     assert (first.match, first.accepted, first.recalled, first.null) == (None, False, None, 1.0)
     assert (second.match, second.accepted, second.null) == (0, True, 0.0)
     assert second.recalled.n == 6  # the first batch by the recalled row itself
-    assert measure(first.row.params) == pytest.approx(first.row.record.mean, rel=1e-4)
-    assert measure(first.row.params + 0.1) != pytest.approx(first.row.record.mean, rel=1e-4)
+    # A policy is judged by the episodes that the last one to act made; none worse is written.
+    assert measure(acted[0]) == pytest.approx(first.row.record.mean, rel=1e-4)
+    assert measure(acted[0] + 0.1) != pytest.approx(first.row.record.mean, rel=1e-4)
+    assert measure(first.row.params) >= first.row.record.mean - 1e-4
 
 
 def test_the_return_so_far_of_what_did_not_diverge():

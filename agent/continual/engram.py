@@ -139,10 +139,11 @@ class Engram(MetaInit):
         if acted is None or bool(acted[1].diverged.all()) or bool(probe.diverged.all()):
             return nothing | {"reason": "nothing was learned, or all of it diverged"}
         params, episodes = acted
+        kept = self._last(params, episodes)
         row = Row(
             key=self._evidence[0].cpu(),
             encoder=self._key.version,
-            params=params[0].cpu(),
+            params=kept[0].cpu(),
             lineage=self.store.lineage,
             record=ReturnRecord.of(episodes),
             baseline=float(probe.mean_return()),
@@ -170,6 +171,16 @@ class Engram(MetaInit):
             "reason": decision.reason,
             "evicted": list(decision.evicted),
         }
+
+    def _last(self, acted: Tensor, episodes: Trajectories) -> Tensor:
+        """The policy after the last step, or the one that ``acted`` before it, ``[1, P]``.
+
+        The record is of the episodes before the step, so what came of it is kept only if those,
+        weighted by how likely it would have acted as was acted, say that it is no worse.
+        """
+        policy, before = self.learner.policy, float(episodes.mean_return())
+        after = reweighted_return(policy, self.params[0].cpu(), acted, episodes)
+        return self.params if after >= before else acted
 
     def memory_facts(self) -> list[dict[str, float]]:
         """Score, gain over the meta-initialisation and visits of each row."""
