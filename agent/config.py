@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints, overload
 
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+_UNION_TAG = re.compile(r"(constrained-|list\[|function-)")
 
 
 class ConfigError(ValueError):
@@ -81,7 +83,8 @@ def _find(target: object, path: str) -> type:
 
 def _explain(item: ErrorDetails, cls: type, path: str) -> str:
     """One pydantic error as a sentence."""
-    location = item["loc"]
+    # Of a field that may be of several types, pydantic names the one that it tried.
+    location = tuple(part for part in item["loc"] if not _UNION_TAG.match(str(part)))
     key = ".".join(map(str, [path, *location] if path else location))
     kind, value = item["type"], item.get("input")
     if kind == "unexpected_keyword_argument":

@@ -8,6 +8,7 @@ import queue
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from agent.continual.lifetime import Watch
 from agent.continual.results import REFERENCES
 from agent.files import read_json, write_json
 from agent.progress import Live, Stopped, console, stop_on_signals
-from agent.run import BusyError, Run
+from agent.run import BusyError, Run, RunError
 from agent.settings import ContinualSettings
 
 REFERENCE_AGENTS: Mapping[Kind, dict[str, Any]] = {
@@ -195,6 +196,11 @@ def _pooled(
                     board.moved(job, steps, note)
                 for future in done:
                     yield waiting.pop(future), future.result()
+        except BrokenProcessPool:
+            raise RunError(
+                "a process that lived a lifetime was killed (out of memory? fewer jobs= need "
+                "less); the same command goes on from the last saves"
+            ) from None
         finally:  # whatever went wrong in one, the others are saved first
             stop.set()
             pool.shutdown(cancel_futures=True)

@@ -92,6 +92,7 @@ class Failing(Finetune):
 
     marker: str
     stop: bool = False
+    number: int = 15  # SIGTERM
 
     def improve(self, visit: Visit) -> None:
         """If it can."""
@@ -99,7 +100,7 @@ class Failing(Finetune):
             if not self.stop:
                 raise ZeroDivisionError("one by [red]nothing")
             Path(self.marker).unlink()
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
         super().improve(visit)
 
 
@@ -122,6 +123,18 @@ def test_a_crash_is_a_lifetime_and_the_others_go_on(init: str, tmp_path: Path):
     again = lived(wanted, init)["Failing-0"]
     assert again.status == "done" and again.error is None and not (folder / "crash.txt").exists()
     assert timeless(again)["visits"] == timeless(lives["finetune-0"])["visits"]
+
+
+def test_a_killed_process_ends_the_command_and_loses_nothing(init: str, tmp_path: Path):
+    marker = tmp_path / "marker"
+    marker.touch()
+    node = {"marker": str(marker), "stop": True, "number": int(signal.SIGKILL)}
+    wanted = settings(init, tmp_path / "run", **own("Failing", **node), jobs=2)
+    with pytest.raises(RunError, match=r"a process that lived a lifetime was killed"):
+        live_all(wanted, init, Run(wanted.run))
+    lives = lived(settings(init, tmp_path / "run", **own("Failing", **node)), init)
+    assert {life.status for life in lives.values()} == {"done"}
+    assert timeless(lives["Failing-0"])["visits"] == timeless(lives["finetune-0"])["visits"]
 
 
 def test_one_that_cannot_even_be_born_is_a_lifetime_too(init: str, tmp_path: Path):

@@ -467,6 +467,8 @@ def test_one_lifetime_has_no_interval_in_any_column_bytes_included(tmp_path: Pat
     life = make_life("engram", 0, "ABA")
     life.visits[-1].state_bytes = {"policy": 20_000, "memory": 30_000}
     write_run(tmp_path, [life])
-    row = section(read_results(tmp_path))["headline"][0]
+    found = section(read_results(tmp_path))
+    assert found is not None
+    row = found["headline"][0]
     assert [cell.small for cell in row.cells if cell.small.startswith("[")] == []
     assert any(cell.text.endswith("k") for cell in row.cells)

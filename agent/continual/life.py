@@ -72,7 +72,7 @@ class Protocol(BaseModel):
     """By name: those visited, and those only evaluated."""
     schedule: list[Planned] = Field(min_length=1)
     held_out: list[str] = []
-    """Names of tasks that are evaluated and never visited."""
+    """Names of tasks that are evaluated (at the first and the last checkpoint), never visited."""
     eval_episodes: int = Field(ge=1)
     told: Hints = Hints()
     """What agents are told, unless ``Life.knew`` says that this one was told more."""
