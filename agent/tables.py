@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agent.continual.life import Life, finite_mean
+from agent.continual.metrics.catalog import METRICS, RAW
 from agent.continual.results import Results
 
 HEADLINE = ("recall.0", "recall.savings", "ap.final", "forget.end", "ft.auc_diff")
@@ -69,10 +70,21 @@ def stream_table(results: Results) -> Table:
         ]
         table.add_row(f"{number + 1}: {escape(planned.task)}" + (" again" if again else ""), *cells)
     table.add_section()
-    for metric in ("first.start", "first.end", "revisit.start", "revisit.end", *HEADLINE):
+    for metric in ("first.start", "first.end", "revisit.start", "revisit.end", *_headline(results)):
         cells = [_number(_finite(results.values(metric, name))) for name in results.agents]
         table.add_row(metric, *cells, style="bold")
     return table
+
+
+def _headline(results: Results) -> list[str]:
+    """Ids of the headline; where there is nothing to scale scores by, those in returns."""
+    out = []
+    for metric in HEADLINE:
+        raw = metric + RAW
+        scaled = [_finite(results.values(metric, name)) for name in results.agents]
+        known = any(math.isfinite(value) for value in scaled)
+        out.append(metric if known or raw not in METRICS else raw)
+    return out
 
 
 def _counts(results: Results) -> str:

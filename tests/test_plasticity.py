@@ -87,3 +87,9 @@ def test_what_is_no_policy_or_no_observation_is_named():
         plasticity(policy, params, torch.zeros(4, 3, 1))
     with pytest.raises(ValueError, match=r"got \[0, 1\]"):
         plasticity(policy, params, torch.zeros(0, 1))
+
+
+def test_a_linear_policy_has_a_norm_and_no_units():
+    policy = GaussianMlp(3, 2, PolicyConfig(hidden=[]))
+    params = torch.full((1, policy.num_params), 2.0)
+    assert plasticity(policy, params, torch.randn(5, 3)) == {"weight_norm": 2.0}

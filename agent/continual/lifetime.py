@@ -221,8 +221,9 @@ class _Lifetime:
             now.end = acted.returns()[0].tolist()
             now.end_success = None if acted.success is None else acted.success[0].tolist()
             if isinstance(actor.policy, GaussianMlp):
-                obs = acted.obs[0].flatten(0, 1)[acted.mask[0].flatten() > 0]
-                now.plasticity = plasticity(actor.policy, actor.params, obs)
+                obs = acted.obs[0][acted.mask[0] > 0]
+                some = len(obs) > 0  # all of it may have diverged
+                now.plasticity = plasticity(actor.policy, actor.params, obs) if some else {}
             self.diary.life.evaluation_env_steps += self.evaluator.env_steps - before
 
     def _evaluate(self, checkpoint: int) -> None:

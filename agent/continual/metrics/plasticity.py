@@ -26,7 +26,8 @@ def plasticity(policy: GaussianMlp, params: Tensor, obs: Tensor) -> dict[str, fl
         last hidden layer's activations ``[n, width]``, exp of the entropy of the singular values
         divided by their sum (Roy & Vetterli 2007). ``stable_rank``: the least number of singular
         values with 99 % of their sum (Kumar et al. 2021). ``saturated``: share of all activations
-        above .95 in absolute value. ``weight_norm``: root mean square of weights and biases.
+        above .95 in absolute value. ``weight_norm``: root mean square of weights and biases; of a
+        linear policy, which has no hidden units, only that.
     """
     if params.shape != (1, policy.num_params):
         raise ValueError(
@@ -38,7 +39,11 @@ def plasticity(policy: GaussianMlp, params: Tensor, obs: Tensor) -> dict[str, fl
             f"expected observations [n, {policy.obs_size}] with n >= 1, got {list(obs.shape)}; "
             "are episodes and steps still apart?"
         )
+    weights = params[0, : policy.num_params - policy.action_size]
+    norm = {"weight_norm": float(weights.double().square().mean().sqrt())}
     layers = _activations(policy, params, obs)
+    if not layers:  # a linear policy has no units to lose
+        return norm
     size = torch.cat(
         [layer.abs().mean(0) / layer.abs().mean().clamp(min=1e-12) for layer in layers]
     )
@@ -46,14 +51,12 @@ def plasticity(policy: GaussianMlp, params: Tensor, obs: Tensor) -> dict[str, fl
     share = values / values.sum().clamp(min=1e-12)
     kept = share[share > 0]
     total = torch.cat([layer.flatten() for layer in layers])
-    weights = params[0, : policy.num_params - policy.action_size]
-    return {
+    return norm | {
         "dormant": float((size <= 0.025).double().mean()),
         "dormant_0.1": float((size <= 0.1).double().mean()),
         "effective_rank": float(torch.exp(-(kept * kept.log()).sum())) if len(kept) else 0.0,
         "stable_rank": float((share.cumsum(0) < 0.99).sum() + 1) if len(kept) else 0.0,
         "saturated": float((total.abs() > SATURATED).double().mean()),
-        "weight_norm": float(weights.double().square().mean().sqrt()),
     }
 
 
