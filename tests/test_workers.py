@@ -448,7 +448,7 @@ def test_workers_end_when_the_parent_is_killed(script: tuple[subprocess.Popen, l
 def test_ctrl_c_reaches_the_parent_alone(script: tuple[subprocess.Popen, list[int]]):
     process, members = script
     os.killpg(process.pid, signal.SIGINT)
-    process.wait(timeout=10)
+    process.wait(timeout=60)
     assert all(ended(pid) for pid in members)
     os.killpg(process.pid, signal.SIGKILL)  # the fork
     out, errors = process.communicate()
