@@ -415,6 +415,8 @@ except KeyboardInterrupt:
 def script(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, list[int]]]:
     """A running script whose third step hangs, with no guard around it; and its workers' ids."""
     (tmp_path / "script.py").write_text(SCRIPT)
+    # In the background of a shell SIGINT is ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "script.py"],
         stdout=subprocess.PIPE,
@@ -424,6 +426,7 @@ def script(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, list[int]]]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert process.stdout.readline() == "the script runs\n"
     members = [int(pid) for pid in process.stdout.readline().split()]
@@ -448,7 +451,7 @@ def test_workers_end_when_the_parent_is_killed(script: tuple[subprocess.Popen, l
 def test_ctrl_c_reaches_the_parent_alone(script: tuple[subprocess.Popen, list[int]]):
     process, members = script
     os.killpg(process.pid, signal.SIGINT)
-    process.wait(timeout=60)
+    process.wait(timeout=30)
     assert all(ended(pid) for pid in members)
     os.killpg(process.pid, signal.SIGKILL)  # the fork
     out, errors = process.communicate()
