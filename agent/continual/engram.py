@@ -133,7 +133,7 @@ class Engram(MetaInit):
         self._time += visit.steps_used - before
 
     def end(self) -> dict[str, Any]:
-        """Write the policy that acted last, with the record of just those episodes, if worth it."""
+        """Write what was learned, with the record of the last episodes, if it is worth it."""
         probe, acted = self._probe, self._acted
         nothing = {"row": None, "score": self.score, "rows": len(self.store)}
         if acted is None or bool(acted[1].diverged.all()) or bool(probe.diverged.all()):

@@ -17,7 +17,10 @@ from agent.types import Trajectories
 
 @dataclass(frozen=True)
 class ReturnRecord:
-    """Returns of a stored policy on its own task, from the episodes that it really acted in."""
+    """Returns of a stored policy on its own task, from episodes that were really acted in.
+
+    By the policy itself, or by the one that it was made from in one more adaptation step.
+    """
 
     mean: float
     """Mean return of an episode."""
