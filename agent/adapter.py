@@ -61,6 +61,13 @@ class Constraint:
     free: Tensor | None = None
     """``[P]`` bool: the parameters that may move; None: all."""
 
+    def within(self, free: Tensor | None) -> Constraint:
+        """The same, with only those of the parameters left to move that are ``free`` too."""
+        if free is None:
+            return self
+        both = free if self.free is None else self.free & free
+        return Constraint(self.penalty, both)
+
     def penalised(self, loss: Tensor, point: Tensor) -> Tensor:
         """The loss ``[T]`` with the penalty at ``point [T, P]``."""
         return loss if self.penalty is None else loss + self.penalty(point)
@@ -78,8 +85,8 @@ class Adapter(Protocol):
         policy: Policy,
         params: Tensor,
         episodes: Trajectories,
-        recall: Recall | None,
-        beta: float,
+        recall: Recall | None = None,
+        beta: float = 0.0,
         constraint: Constraint | None = None,
     ) -> Tensor:
         """``params [T, P] -> [T, P]``; ``recall`` and ``beta`` are the rule's memory term."""
@@ -122,6 +129,8 @@ class GradientAdapter:
     """alpha: ``[P]``, or a single number."""
     first_order: bool = False
     """Treat the inner gradient as a constant (FOMAML)."""
+    free: Tensor | None = None
+    """``[P]`` bool: the parameters that may move; None: all."""
 
     def step(
         self,
@@ -136,7 +145,7 @@ class GradientAdapter:
         differentiate = torch.is_grad_enabled() and (
             params.requires_grad or self.rates.requires_grad
         )
-        constraint = constraint or Constraint()
+        constraint = (constraint or Constraint()).within(self.free)
         with torch.enable_grad():
             point = params if params.requires_grad else params.detach().requires_grad_(True)
             # Tasks are independent, so the rows of the sum's gradient are too.

@@ -34,7 +34,9 @@ def untrained(settings: TrainSettings) -> Trained:
     device = set_up(settings)
     family = build_family(settings.env, "env")
     learner = build(settings.learner, "learner")
-    policy = training.make_policy(family, settings.policy, learner.sees_task, device)
+    policy = training.make_policy(
+        family, settings.policy, learner.sees_task, device, learner.make_policy
+    )
     config = dataclasses.asdict(settings) | {
         "env": resolved(settings.env, family),
         "learner": resolved(settings.learner, learner),

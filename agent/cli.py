@@ -41,7 +41,8 @@ COMMANDS = {
 }
 _EXAMPLES = {
     "demo": "engram demo run=runs/demo",
-    "train": "engram train env=half_cheetah_dir learner=maml run=runs/dir budget.env_steps=1000000",
+    "train": "engram train env=half_cheetah_dir learner=meta_sgd run=runs/dir "
+    "budget.env_steps=1000000",
     "evaluate": "engram evaluate run=runs/dir split=heldout",
     "continual": "engram continual stream=cheetah_faults "
     "'agents=[engram,meta_init,finetune]' run=runs/faults",

@@ -53,7 +53,7 @@ EXPECTED_FAILURES = (
     TaskError,
 )
 # May differ between a run and its continuation without making it another experiment.
-_MAY_CHANGE = {"run", "budget", "device", "threads", "checkpoint_every", "import_path"}
+_MAY_CHANGE = {"run", "budget", "curve", "device", "threads", "checkpoint_every", "import_path"}
 
 
 def train(config: Config, typed: str) -> None:
@@ -72,6 +72,7 @@ def train(config: Config, typed: str) -> None:
             calibration=settings.calibration,
             checkpoint_every=settings.checkpoint_every,
             seed=settings.seed,
+            curve=settings.curve,
         )
         if progress == before:
             console.print(
@@ -199,7 +200,7 @@ def demo(config: Config, typed: str) -> None:
     lives = ["stream=cheetah_faults", *lives, f"init={run}", f"run={run}"]
     lives += ["jobs=2", "expert_times=2"]  # about a minute
     stages = [
-        ("Meta-training", train, ["train", *family, "learner=maml", f"run={run}", *common]),
+        ("Meta-training", train, ["train", *family, "learner=meta_sgd", f"run={run}", *common]),
         ("An oracle", train, ["train", *told, f"run={run}/oracle", *common]),
         ("Held-out tasks", evaluate, ["evaluate", f"run={run}", f"oracle={run}/oracle", *common]),
         ("A stream of faults", continual, ["continual", *lives, *common]),

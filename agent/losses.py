@@ -11,7 +11,7 @@ from agent.types import Trajectories
 
 def likelihood_ratio(policy: Policy, params: Tensor, episodes: Trajectories) -> Tensor:
     """``pi_theta(a|s) / pi_old(a|s)`` at each step, ``[T, E, H]``; pi_old is the one that acted."""
-    log_prob = policy(params, episodes.obs).log_prob(episodes.action)
+    log_prob = policy.along(params, episodes).log_prob(episodes.action)
     # Masked steps may hold anything; the bound keeps them, and wild updates, from overflowing.
     return torch.exp(((log_prob - episodes.log_prob) * episodes.mask).clamp(-20.0, 20.0))
 
@@ -22,7 +22,7 @@ def surrogate(policy: Policy, params: Tensor, episodes: Trajectories) -> Tensor:
     Differentiated once more it gives the low-variance curvature of ProMP (Rothfuss 2019, eq. 10).
     """
     ratio = likelihood_ratio(policy, params, episodes)
-    return -_mean(ratio * _advantage(episodes), episodes.mask)
+    return -mean_over_steps(ratio * _advantage(episodes), episodes.mask)
 
 
 def clipped_surrogate(
@@ -32,10 +32,11 @@ def clipped_surrogate(
     advantage = _advantage(episodes)
     ratio = likelihood_ratio(policy, params, episodes)
     worse = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-    return -_mean(worse, episodes.mask)
+    return -mean_over_steps(worse, episodes.mask)
 
 
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
+def mean_over_steps(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean ``[T]`` of ``values [T, E, H]`` over each task's valid steps."""
     return (values * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
 
 

@@ -6,12 +6,15 @@ import dataclasses
 import math
 from dataclasses import field
 from itertools import pairwise
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from agent.types import Trajectories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +45,29 @@ class Policy(Protocol):
     """What acting needs of a policy: parameters ``[T, P]`` and observations to actions.
 
     What it returns has ``mean``, ``sample(noise)`` and ``log_prob(action)``, as
-    ``DiagonalGaussian`` has.
+    ``DiagonalGaussian`` has. A policy that remembers, within an episode, what it has seen overrides
+    ``begin``, ``act``, ``heard`` and ``along``; its memory is the carry, which others only pass on.
     """
 
     def __call__(self, params: Tensor, obs: Tensor) -> Any:
         """Each task's action distribution; raw observations ``[T, ..., O]``."""
         ...
+
+    def begin(self, params: Tensor, episodes: int) -> Any:
+        """The carry at the start of E episodes of each task."""
+        return None
+
+    def act(self, params: Tensor, obs: Tensor, carry: Any) -> tuple[Any, Any]:
+        """How to act at ``obs [T, E, O]``, and the carry after having seen it."""
+        return self(params, obs), carry
+
+    def heard(self, carry: Any, action: Tensor, reward: Tensor) -> Any:
+        """The carry after ``action [T, E, A]`` paid ``reward [T, E]``."""
+        return carry
+
+    def along(self, params: Tensor, episodes: Trajectories) -> Any:
+        """The distributions at every step of stored episodes, as if it had acted in them."""
+        return self(params, episodes.obs)
 
 
 class ObsNormalizer:
@@ -98,7 +118,7 @@ class PolicyConfig:
     """Initial log standard deviation of the actions."""
 
 
-class GaussianMlp:
+class GaussianMlp(Policy):
     """A tanh network with a learned, state-independent standard deviation.
 
     P = all weights, biases and log-stds in one flat vector; T parameter sets act at once by batched
@@ -164,13 +184,30 @@ class GaussianMlp:
             start += (i + 1) * o
         return layers, params[:, start:].unsqueeze(1)
 
+    @property
+    def plain(self) -> GaussianMlp:
+        """The policy whose parameters are all of its weights: itself."""
+        return self
+
+    def shared(self) -> dict[str, Tensor]:
+        """What all parameter sets share, besides the normaliser, and cannot be read without."""
+        return {}
+
+    def along(self, params: Tensor, episodes: Trajectories) -> DiagonalGaussian:
+        """The distributions at every step of stored episodes."""
+        return self(params, episodes.obs)
+
     def __call__(self, params: Tensor, obs: Tensor) -> DiagonalGaussian:
         """Each task's action distribution: ``params [T, P]``, raw observations ``[T, ..., O]``."""
+        return self.network(params, self.normalizer(obs))
+
+    def network(self, params: Tensor, inputs: Tensor) -> DiagonalGaussian:
+        """The same for ``inputs [T, ..., O]`` that are normalised already."""
         layers, log_std = self.unflatten(params)
-        x = self.normalizer(obs).flatten(1, -2)  # [T, everything, O]
+        x = inputs.flatten(1, -2)  # [T, everything, O]
         for weight, bias in layers[:-1]:
             x = torch.tanh(torch.baddbmm(bias, x, weight))
         weight, bias = layers[-1]
-        mean = torch.baddbmm(bias, x, weight).unflatten(1, obs.shape[1:-1])
+        mean = torch.baddbmm(bias, x, weight).unflatten(1, inputs.shape[1:-1])
         log_std = log_std.clamp(*self.LOG_STD_RANGE)
-        return DiagonalGaussian(mean, log_std.reshape(len(params), *[1] * (obs.ndim - 2), -1))
+        return DiagonalGaussian(mean, log_std.reshape(len(params), *[1] * (inputs.ndim - 2), -1))

@@ -20,13 +20,14 @@ _PLAIN_EVERY_S = 10.0
 class Live:
     """Progress of one long piece of work, counted in env steps."""
 
-    def __init__(self, what: str, total_steps: int) -> None:
+    def __init__(self, what: str, total_steps: int | None) -> None:
+        """``total_steps`` None: the work is not bounded by a number of steps."""
         self._what, self._total = what, total_steps
         self._last_plain = time.monotonic()
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} env steps"),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -34,7 +35,7 @@ class Live:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task(what, total=total_steps, note="")
+        self._task = self._progress.add_task(what, total=total_steps, note="", count="")
 
     def __enter__(self) -> Self:
         """Start drawing."""
@@ -52,13 +53,14 @@ class Live:
 
     def update(self, steps: int, note: str) -> None:
         """Show how far it is, and a few words on how it goes."""
-        self._progress.update(self._task, completed=min(steps, self._total), note=note)
-        now = time.monotonic()
-        if not console.is_terminal and (
-            now - self._last_plain > _PLAIN_EVERY_S or steps >= self._total
-        ):
+        total = self._total
+        count = f"{steps:,} env steps" if total is None else f"{steps:,}/{total:,} env steps"
+        shown = steps if total is None else min(steps, total)
+        self._progress.update(self._task, completed=shown, note=note, count=count)
+        now, over = time.monotonic(), total is not None and steps >= total
+        if not console.is_terminal and (now - self._last_plain > _PLAIN_EVERY_S or over):
             self._last_plain = now
-            console.print(f"{self._what}: {steps:,}/{self._total:,} env steps | {note}")
+            console.print(f"{self._what}: {count} | {note}")
 
 
 class Stop:

@@ -86,11 +86,19 @@ class TaskBatch:
         current, diverged = self.seen(self.simulators.reset(seed))
         alive = ~diverged
         watch = None if guard is None else guard.watch(self.episodes, shape[2])
+        carry = policy.begin(params, self.episodes)
+        spare = None if guard is None else policy.begin(guard.fallback, self.episodes)
         for h in range(shape[2]):
             obs[:, :, h], asked = current, time.perf_counter()
-            distribution = policy(params, self._tensor(current))
-            if guard is not None and watch is not None and watch.tripped.any():
-                instead = policy(guard.fallback, self._tensor(current))
+            seen = self._tensor(current)
+            distribution, carry = policy.act(params, seen, carry)
+            if (
+                guard is not None
+                and watch is not None
+                and (spare is not None or watch.tripped.any())
+            ):
+                # A fallback that remembers must have seen the episode from its start.
+                instead, spare = policy.act(guard.fallback, seen, spare)
                 distribution = _where(watch.tripped, instead, distribution)
             action = distribution.mean if deterministic else distribution.sample(noise[h])
             log_probs.append(distribution.log_prob(action))
@@ -98,6 +106,8 @@ class TaskBatch:
             applied = self.applied(action.cpu().numpy())
             self.act_s.append(time.perf_counter() - asked)
             raw, reward[:, :, h], ended, truncated = self.simulators.step(applied)
+            paid = self._tensor(reward[:, :, h])
+            carry, spare = policy.heard(carry, action, paid), policy.heard(spare, action, paid)
             mask[:, :, h] = alive
             self.steps_used += int(alive.sum())
             current, broken = self.seen(raw)
@@ -109,7 +119,7 @@ class TaskBatch:
                 watch.step(
                     self._tensor(obs[:, :, h]),
                     action,
-                    self._tensor(reward[:, :, h]),
+                    paid,
                     self._tensor(current),
                     self._bool(alive),
                 )

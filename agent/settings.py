@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from agent.continual.detecting import Detection
 from agent.evaluate import EvaluationSize
 from agent.policy import PolicyConfig
-from agent.train import BatchSize, Budget, Calibration
+from agent.train import BatchSize, Budget, Calibration, Curve
 from envs.task import Split
 
 Seed = Annotated[int, Field(ge=0)]
@@ -51,6 +51,8 @@ class TrainSettings(Machine):
     """How long to train."""
     calibration: Calibration = field(default_factory=Calibration)
     """How the memory's key metric is estimated at the end."""
+    curve: Curve = field(default_factory=Curve)
+    """Evaluations during training."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     """Iterations between checkpoints."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from agent.evaluate import EvaluationSize, adaptation_curves
 from agent.learners.base import MetaLearner, Metrics
 from agent.memory.key.base import IndistinguishableTasksError
 from agent.memory.key.likelihood import Likelihood
@@ -18,7 +21,7 @@ from agent.progress import Live, Stopped, console, stop_on_signals
 from agent.rollout import TaskBatch
 from agent.run import Run
 from agent.seeding import generator, torch_generator
-from envs.task import TaskDistribution
+from envs.task import Split, TaskDistribution
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
@@ -33,10 +36,37 @@ class BatchSize:
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Budget:
-    """How long to train."""
+    """How long to train: until the first of these is spent."""
 
-    env_steps: Annotated[int, Field(ge=1)] = 1_000_000
-    """Env steps of all tasks and episodes together."""
+    env_steps: Annotated[int, Field(ge=1)] | None = 1_000_000
+    """Env steps of all tasks and episodes together; null: any number."""
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Minutes of training, evaluations aside; null: any number."""
+
+    @model_validator(mode="after")
+    def _check_some(self) -> Self:
+        if self.env_steps is None and self.minutes is None:
+            raise ValueError("budget: give env_steps or minutes, or training would never end")
+        return self
+
+    def share(self, progress: Mapping[str, Any]) -> float:
+        """How much of it is spent; 1 or more: all."""
+        steps = progress["env_steps"] / self.env_steps if self.env_steps else 0.0
+        return max(steps, progress["seconds"] / (60 * self.minutes) if self.minutes else 0.0)
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Curve:
+    """The learning curve: evaluations during training, always of the same tasks."""
+
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Env steps from one to the next; null: none. Their own are not counted as training."""
+    split: Split = "validation"
+    """Where the tasks are drawn from; never ``heldout``, or what is shown is tuned on."""
+    size: EvaluationSize = field(
+        default_factory=lambda: EvaluationSize(tasks=10, draws=1, eval_episodes=2)
+    )
+    """Tasks, steps and episodes of each."""
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
@@ -49,15 +79,28 @@ class Calibration:
     """Episodes per probe; the same number that an agent of the stream should probe with."""
 
 
-_NOTHING_YET: dict[str, Any] = {"iteration": 0, "env_steps": 0, "seconds": 0.0, "physics_s": 0.0}
+_NOTHING_YET: dict[str, Any] = {
+    "iteration": 0,
+    "env_steps": 0,
+    "seconds": 0.0,
+    "physics_s": 0.0,
+    "cpu_seconds": 0.0,
+}
 
 
 def make_policy(
-    family: TaskDistribution, config: PolicyConfig, reveal: bool, device: torch.device | str
+    family: TaskDistribution,
+    config: PolicyConfig,
+    reveal: bool,
+    device: torch.device | str,
+    make: Callable[..., GaussianMlp] = GaussianMlp,
 ) -> GaussianMlp:
-    """A policy of the right sizes; one that sees the task has its parameters among the inputs."""
+    """A policy of the right sizes; one that sees the task has its parameters among the inputs.
+
+    ``make`` is a learner's ``make_policy``.
+    """
     obs_size = family.obs_size + (len(family.params) if reveal else 0)
-    return GaussianMlp(obs_size, family.action_size, config, device)
+    return make(obs_size, family.action_size, config, device)
 
 
 def meta_iteration(
@@ -65,9 +108,11 @@ def meta_iteration(
 ) -> Metrics:
     """One outer step on a fresh batch of tasks."""
     rng = generator(seed, "train", iteration)
-    started = time.perf_counter()
-    tasks = family.sample(size.tasks, rng, "train")
-    with TaskBatch(family, tasks, size.episodes, learner.policy, rng, learner.sees_task) as batch:
+    started, cpu_started = time.perf_counter(), time.process_time()
+    tasks, copies = family.sample(size.tasks, rng, "train"), size.episodes
+    if learner.one_at_a_time:
+        tasks, copies = [task for task in tasks for _ in range(copies)], 1
+    with TaskBatch(family, tasks, copies, learner.policy, rng, learner.sees_task) as batch:
         adaptation = learner.adapt(batch)
         query = batch.collect(adaptation.params)
         metrics = learner.update(adaptation, query)
@@ -82,6 +127,7 @@ def meta_iteration(
             "iteration_steps": float(batch.steps_used),
             "physics_s": batch.physics_s,
             "seconds": seconds,
+            "cpu_seconds": time.process_time() - cpu_started,
         }
 
 
@@ -95,19 +141,23 @@ def train(
     calibration: Calibration,
     checkpoint_every: int,
     seed: int,
+    curve: Curve | None = None,
 ) -> dict[str, Any]:
     """Train to the budget, from wherever the run folder says it was. Returns the progress made.
 
     Raises:
         Stopped: Somebody asked to stop; everything up to the last whole iteration is saved.
     """
-    progress = restore(learner, run) or _NOTHING_YET
+    progress = _NOTHING_YET | (restore(learner, run) or {})
     run.truncate_log(progress["iteration"])
     with Live("meta-training", budget.env_steps) as live, stop_on_signals() as stop:
-        while progress["env_steps"] < budget.env_steps:
+        while budget.share(progress) < 1:
             metrics = meta_iteration(learner, family, size, seed, progress["iteration"])
-            progress = _advance(progress, metrics)
-            run.log({k: progress[k] for k in ("iteration", "env_steps", "seconds")} | metrics)
+            before, progress = progress, _advance(progress, metrics)
+            if curve is not None and _due(curve, before, progress, budget):
+                metrics |= curve_point(learner, family, curve, seed)
+            facts = {k: progress[k] for k in ("iteration", "env_steps", "seconds")}
+            run.log(facts | {"time/cpu_seconds": progress["cpu_seconds"]} | metrics)
             live.update(progress["env_steps"], _note(metrics))
             if stop.requested or progress["iteration"] % checkpoint_every == 0:
                 run.checkpoints.save(learner.state_dict(), progress)
@@ -121,6 +171,23 @@ def train(
         run.checkpoints.save(learner.state_dict(), progress)  # before anything can go wrong
         progress = _calibrated(learner, family, run, calibration, seed, progress)
     return progress
+
+
+def curve_point(learner: MetaLearner, family: TaskDistribution, curve: Curve, seed: int) -> Metrics:
+    """Returns on the curve's tasks before adaptation and after each step, without learning."""
+    size = curve.size
+    tasks = family.sample(size.tasks, generator(seed, "tasks"), curve.split, distinct=True)
+    start = learner.theta.detach().expand(len(tasks) * size.draws, -1)
+    returns = adaptation_curves(learner, family, tasks, start, size, seed).returns
+    return {f"curve/after_{n}": float(x) for n, x in enumerate(returns.nanmean((0, 1)))}
+
+
+def _due(curve: Curve, before: Mapping[str, Any], now: Mapping[str, Any], budget: Budget) -> bool:
+    """Whether the iteration crossed a point of the curve, the first and the last included."""
+    if curve.every is None:
+        return False
+    crossed = now["env_steps"] // curve.every > before["env_steps"] // curve.every
+    return crossed or before["iteration"] == 0 or budget.share(now) >= 1
 
 
 def _calibrated(
@@ -197,6 +264,7 @@ def _advance(progress: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
         "env_steps": progress["env_steps"] + int(metrics.pop("iteration_steps")),
         "seconds": progress["seconds"] + metrics.pop("seconds"),
         "physics_s": progress["physics_s"] + metrics.pop("physics_s"),
+        "cpu_seconds": progress["cpu_seconds"] + metrics.pop("cpu_seconds"),
     }
 
 

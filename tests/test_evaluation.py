@@ -15,7 +15,7 @@ from agent.continual.engram import Engram
 from agent.continual.evaluation import Actor, Evaluator, ImpureEvaluationError, digest
 from agent.continual.lifetime import Watch, World, live
 from agent.continual.visit import Hint, Visit
-from agent.policy import DiagonalGaussian
+from agent.policy import DiagonalGaussian, Policy
 from agent.run import Run
 from envs.half_cheetah import HalfCheetah, HalfCheetahTasks
 from tests import test_continual
@@ -178,7 +178,7 @@ class Asking(Finetune):
         return Actor(Shifted(float((one.reward + other.reward).sum())), self.params)
 
 
-class Shifted:
+class Shifted(Policy):
     """A policy of another make: always the same action."""
 
     def __init__(self, by: float) -> None:

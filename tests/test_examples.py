@@ -35,7 +35,7 @@ def test_a_robot_with_a_model_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     common = ["--config-dir", "conf", "import_path=[.]", "env=my_arm"]
     run = f"run={tmp_path / 'arm'}"
     assert main(["check_env", *common]) == 0
-    train = ["train", *common, "learner=maml", run, "batch.tasks=4", "calibration.tasks=8"]
+    train = ["train", *common, "learner=meta_sgd", run, "batch.tasks=4", "calibration.tasks=8"]
     assert main([*train, "budget.env_steps=3000"]) == 0
     assert main(["evaluate", run, "evaluation.tasks=2", "evaluation.draws=1"]) == 0
     result = json.loads((tmp_path / "arm" / "evaluation.json").read_text())

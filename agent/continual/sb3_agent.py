@@ -31,6 +31,7 @@ from agent.continual.step_agent import Decided
 from agent.continual.visit import Visit
 from agent.learners.base import MetaLearner
 from agent.memory.probes import TrainingProbes
+from agent.policy import Policy
 from agent.seeding import generator
 
 
@@ -190,7 +191,7 @@ class _Mean(nn.Module):
         return self.policy._predict(obs, deterministic=True)
 
 
-class Sb3Policy:
+class Sb3Policy(Policy):
     """stable-baselines3's policies of one form, as a function of flat parameters ``[1, P]``."""
 
     def __init__(self, policy: BasePolicy) -> None:

@@ -38,6 +38,7 @@ from agent.continual.step_agent import (
 from agent.continual.visit import Visit
 from agent.learners.base import MetaLearner
 from agent.memory.probes import TrainingProbes
+from agent.policy import Policy
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
@@ -162,7 +163,7 @@ class Stepwise:
         self._own.observe(Transition(obs, action, reward, following, terminated, truncated, row))
 
 
-class _Acting:
+class _Acting(Policy):
     """A frozen agent as a policy; its parameters are its own affair."""
 
     def __init__(self, own: StepAgent, body: Body) -> None:

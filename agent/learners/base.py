@@ -1,14 +1,18 @@
-"""What a meta-learner is: three verbs and a state."""
+"""What a meta-learner is: ``adapt``, ``update``, ``consolidate``, and a state."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import field
+from typing import Annotated, ClassVar, Protocol
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from agent.adapter import Constraint, PpoAdapter
-from agent.policy import GaussianMlp
+from agent.advantage import estimate
+from agent.policy import GaussianMlp, PolicyConfig
 from agent.rollout import TaskBatch
 from agent.types import Adaptation, Recall, Trajectories
 
@@ -18,22 +22,39 @@ Metrics = dict[str, float]
 class MetaLearner(Protocol):
     """Learns, across tasks, how to start and how to adapt.
 
-    Hyper-parameters are fields; state is in ``state_dict``.
+    Hyper-parameters are fields; state is in ``state_dict``. What adapts to a task is a row of
+    parameters ``[P]``: weights for those that adapt by gradients, a belief about the task for those
+    that adapt by inference. Memory, evaluation and stream only ever see rows.
     """
 
     policy: GaussianMlp
-    """Turns parameters into actions; carries the observation normaliser."""
+    """Turns parameters into actions; carries the normalisers."""
     theta: Tensor
-    """The meta-initialisation, ``[P]``."""
-
+    """Where every task starts, ``[P]``: the meta-initialisation, or the prior belief."""
     task_adapter: PpoAdapter
     """Adaptation after the meta-learned steps."""
+    gamma: float
+    gae_lambda: float
     sees_task: bool
     """Whether the task's parameters are among its inputs (an oracle)."""
+    one_at_a_time: ClassVar[bool]
+    """Whether it learns from trials of one episode after the other: training then opens a
+    simulator with one episode for each of T * E trials."""
 
     @property
     def meta_steps(self) -> int:
         """How many steps the meta-learned rule makes before plain task adaptation takes over."""
+        ...
+
+    @property
+    def free(self) -> Tensor | None:
+        """``[P]`` bool, the parameters that adaptation moves, and memory has to keep; None: all."""
+        ...
+
+    def make_policy(
+        self, obs_size: int, action_size: int, config: PolicyConfig, device: torch.device | str
+    ) -> GaussianMlp:
+        """A policy of the make that this learner trains."""
         ...
 
     def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
@@ -71,3 +92,89 @@ class MetaLearner(Protocol):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved state."""
         ...
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Learner:
+    """What all learners share: the discount, the task adapter, a plain policy."""
+
+    one_at_a_time: ClassVar[bool] = False
+
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
+    """Discount."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """GAE's lambda."""
+    task_adapter: PpoAdapter = field(default_factory=PpoAdapter)
+    """Adaptation after the meta-learned steps."""
+    sees_task: bool = False
+    """Append the task's parameters to the observation: an oracle, not an agent."""
+
+    def make_policy(
+        self, obs_size: int, action_size: int, config: PolicyConfig, device: torch.device | str
+    ) -> GaussianMlp:
+        """A network whose weights are the parameters that adapt."""
+        return GaussianMlp(obs_size, action_size, config, device)
+
+    def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
+        """Learn for this policy from now on; extensions draw their initial state."""
+        self.policy = policy
+
+    @property
+    def free(self) -> Tensor | None:
+        """Adaptation may move everything."""
+        return None
+
+    def advantages(self, episodes: Trajectories) -> Trajectories:
+        """The episodes with advantages under this learner's discount."""
+        return estimate(episodes, self.policy.normalizer, self.gamma, self.gae_lambda)
+
+    def adapted_by_ppo(
+        self,
+        params: Tensor,
+        episodes: Trajectories,
+        recall: Recall | None,
+        beta: float,
+        constraint: Constraint | None,
+    ) -> Tensor:
+        """A step of the task adapter, which moves what is ``free``."""
+        if self.free is not None:
+            constraint = (constraint or Constraint()).within(self.free)
+        ready = self.advantages(episodes)
+        return self.task_adapter.step(self.policy, params, ready, recall, beta, constraint)
+
+
+def adam_state(optimizer: torch.optim.Optimizer, name: str = "adam") -> dict[str, Tensor]:
+    """Adam's moments as tensors ``NAME.INDEX.MOMENT``."""
+    return {
+        f"{name}.{i}.{moment}": value
+        for i, slot in optimizer.state_dict()["state"].items()
+        for moment, value in slot.items()
+    }
+
+
+def load_adam(
+    optimizer: torch.optim.Optimizer, state: dict[str, Tensor], name: str = "adam"
+) -> None:
+    """Put back what ``adam_state`` gave; the optimizer's parameters must be the same."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in under(state, f"{name}.").items():
+        index, _, moment = key.partition(".")
+        slots.setdefault(int(index), {})[moment] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": slots})
+
+
+def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose name starts with ``prefix``, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+
+
+def refuse_unless_finite(norm: Tensor, hint: str) -> None:
+    """An outer gradient that is not finite stops training before it spoils the learner.
+
+    Raises:
+        FloatingPointError: It is not finite.
+    """
+    if not bool(torch.isfinite(norm)):
+        raise FloatingPointError(f"the meta-gradient is not finite; {hint}")

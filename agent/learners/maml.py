@@ -1,13 +1,13 @@
-"""MAML with ProMP's outer objective and learned step sizes.
+"""MAML with ProMP's outer objective, and with learned step sizes if wanted.
 
-Finn 2017 (the initialisation), Rothfuss 2019 (the clipped outer objective and the low-variance
-curvature), Li 2017 (Meta-SGD: a step size for every parameter). ``inner_steps=0`` is multi-task
-PPO, the control that shows what meta-learning adds; with revealed task parameters it is the oracle.
+Finn 2017 (the initialisation), Rothfuss 2019 (ProMP: the clipped outer objective, the low-variance
+curvature, the adaptive inner KL), Li 2017 (Meta-SGD: a step size for every parameter).
+``inner_steps=0`` is multi-task PPO, the control that shows what meta-learning adds; with revealed
+task parameters it is the oracle.
 """
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Annotated
 
 import torch
@@ -15,19 +15,27 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from agent.adapter import Constraint, GradientAdapter, PpoAdapter
-from agent.advantage import estimate
-from agent.learners.base import Metrics
-from agent.losses import clipped_surrogate
-from agent.policy import GaussianMlp
+from agent.adapter import Adapter, Constraint, GradientAdapter
+from agent.distributed import mean_gradients, mean_over_processes
+from agent.learners.base import (
+    Learner,
+    Metrics,
+    adam_state,
+    load_adam,
+    refuse_unless_finite,
+    under,
+)
+from agent.losses import clipped_surrogate, mean_over_steps
+from agent.policy import DiagonalGaussian, GaussianMlp
 from agent.rollout import TaskBatch
 from agent.types import Adaptation, Recall, Trajectories
 
 _RATE_RANGE = (0.0, 2.0)
+_KL_WEIGHT = 5e-4  # of the inner KL at first, as in ProMP's code; then adapted
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
-class Maml:
+class Maml(Learner):
     """Second-order MAML on stacked flat parameters."""
 
     inner_steps: Annotated[int, Field(ge=0, le=10)] = 1
@@ -38,6 +46,9 @@ class Maml:
     """Learn alpha for each parameter (Meta-SGD)."""
     first_order: bool = False
     """Leave the second derivatives out (FOMAML)."""
+    inner_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Nats per step by which an update may change the policies that collected for the inner steps;
+    the weight of that KL is adapted to it (ProMP). None: no such term."""
     outer_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     """Adam's step size for the initialisation and the rates."""
     outer_epochs: Annotated[int, Field(ge=1)] = 8
@@ -46,28 +57,20 @@ class Maml:
     """PPO's clip range in the outer objective."""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Largest norm of the outer gradient."""
-    gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
-    """Discount."""
-    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """GAE's lambda."""
-    task_adapter: PpoAdapter = field(default_factory=PpoAdapter)
-    """Adaptation after the meta-learned steps."""
-    sees_task: bool = False
-    """Append the task's parameters to the observation: an oracle, not an agent."""
 
     def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
         """Draw the initial policy."""
-        self.policy = policy
+        super().setup(policy, generator)
         self.theta = policy.init(generator).requires_grad_(True)
-        rates = torch.full_like(self.theta, self.inner_rate, requires_grad=self.learn_rates)
-        self.rates = rates
+        self.rates = torch.full_like(self.theta, self.inner_rate, requires_grad=self.learn_rates)
+        self.kl_weight = torch.tensor(_KL_WEIGHT, device=policy.device)
         self._optimizer = self._new_optimizer()
 
-    def _new_optimizer(self) -> torch.optim.Adam:
-        learned = (
-            [self.theta, self.rates] if self.learn_rates and self.inner_steps else [self.theta]
-        )
-        return torch.optim.Adam(learned, lr=self.outer_rate)
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What the outer step moves; the initialisation first."""
+        rates = [self.rates] if self.learn_rates and self.inner_steps else []
+        return [self.theta, *rates]
 
     @property
     def meta_steps(self) -> int:
@@ -75,17 +78,13 @@ class Maml:
         return max(self.inner_steps, 1)
 
     @property
-    def adapter(self) -> GradientAdapter:
-        """The inner rule with the present step sizes."""
-        return GradientAdapter(self.rates, self.first_order)
+    def adapter(self) -> Adapter:
+        """The inner rule in its present state."""
+        return GradientAdapter(self.rates, self.first_order, self.free)
 
     def initial(self, tasks: int) -> Tensor:
         """The meta-initialisation for each of T tasks, ``[T, P]``."""
         return self.theta.expand(tasks, -1)
-
-    def advantages(self, episodes: Trajectories) -> Trajectories:
-        """The episodes with advantages under this learner's discount."""
-        return estimate(episodes, self.policy.normalizer, self.gamma, self.gae_lambda)
 
     def step(
         self,
@@ -97,10 +96,11 @@ class Maml:
         constraint: Constraint | None = None,
     ) -> Tensor:
         """Step ``n`` of a task at deployment: the meta-learned rule first, PPO afterwards."""
-        adapter = self.adapter if n < self.meta_steps else self.task_adapter
+        if n >= self.meta_steps:
+            return self.adapted_by_ppo(params, episodes, recall, beta, constraint)
         with torch.no_grad():
             ready = self.advantages(episodes)
-            return adapter.step(self.policy, params, ready, recall, beta, constraint)
+            return self.adapter.step(self.policy, params, ready, recall, beta, constraint)
 
     def adapt(self, batch: TaskBatch) -> Adaptation:
         """Collect and step ``inner_steps`` times from the initialisation, on all tasks at once."""
@@ -115,37 +115,89 @@ class Maml:
     def update(self, adaptation: Adaptation, query: Trajectories) -> Metrics:
         """ProMP's outer step: clipped surrogate, differentiated through the adaptation."""
         query = self.advantages(query)
-        losses = []
+        metrics = self._improve(adaptation.support, query)
+        for episodes in (*adaptation.support, query):
+            self.policy.normalizer.update(episodes.obs, episodes.mask)
+        return metrics | {"train/rate_mean": float(self.rates.detach().mean())}
+
+    def _improve(self, support: list[Trajectories], query: Trajectories) -> Metrics:
+        """Adam steps on the clipped objective; the normaliser stands still."""
+        acted = self._inner_policies(support) if self.inner_kl is not None else []
+        loss, moved = self.theta.new_zeros(()), self.theta.new_zeros(())
         for _ in range(self.outer_epochs):
-            loss = self.meta_loss(adaptation.support, query).mean()
+            loss = self.meta_loss(support, query).mean()
+            if acted:
+                moved = self._inner_divergence(support, acted).mean()
             self._optimizer.zero_grad()
-            loss.backward()
+            (loss + self.kl_weight * moved).backward()
+            mean_gradients(self.leaves)
             norm = torch.nn.utils.clip_grad_norm_([self.theta], self.max_grad_norm)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(
-                    "the meta-gradient is not finite; a smaller learner.inner_rate or "
-                    "learner.outer_rate may help"
-                )
+            refuse_unless_finite(
+                norm, "a smaller learner.inner_rate or learner.outer_rate may help"
+            )
             self._optimizer.step()
             with torch.no_grad():
                 self.rates.clamp_(*_RATE_RANGE)
-            losses.append(float(loss.detach()))
-        for episodes in (*adaptation.support, query):
-            self.policy.normalizer.update(episodes.obs, episodes.mask)
-        return {"train/meta_loss": losses[-1], "train/rate_mean": float(self.rates.detach().mean())}
+        metrics = {"train/meta_loss": float(mean_over_processes(loss.detach()))}
+        if acted:
+            gone = float(mean_over_processes(moved.detach()))  # up to the last epoch's start
+            self._adapt_kl_weight(gone)
+            metrics |= {"train/inner_kl": gone, "train/kl_weight": float(self.kl_weight)}
+        return metrics
 
     def meta_loss(self, support: list[Trajectories], query: Trajectories) -> Tensor:
         """Loss ``[T]`` of the policies that the inner rule makes of the present initialisation."""
-        params = self.initial(query.reward.shape[0])
+        params = self.adapted(support, query.reward.shape[0])
+        return clipped_surrogate(self.policy, params, query, self.clip)
+
+    def adapted(
+        self, support: list[Trajectories], tasks: int, theta: Tensor | None = None
+    ) -> Tensor:
+        """The policies ``[T, P]`` that the inner rule makes of ``theta [P]``; None: the present."""
+        params = self.initial(tasks) if theta is None else theta.expand(tasks, -1)
         for episodes in support:
             params = self.adapter.step(self.policy, params, episodes)
-        return clipped_surrogate(self.policy, params, query, self.clip)
+        return params
+
+    def _inner_policies(self, support: list[Trajectories]) -> list[DiagonalGaussian]:
+        """What the policies that collected for each inner step did, outside of the graph."""
+        out, params = [], self.theta.detach()[None]
+        with torch.no_grad():
+            for episodes in support:
+                params = params.expand(len(episodes.reward), -1)
+                out.append(self.policy(params, episodes.obs))
+                params = self.adapter.step(self.policy, params, episodes)
+        return out
+
+    def _inner_divergence(
+        self, support: list[Trajectories], acted: list[DiagonalGaussian]
+    ) -> Tensor:
+        """KL ``[T]`` in nats per step from those to what they would be now, mean over the steps."""
+        params = self.initial(support[0].reward.shape[0])
+        total = params.new_zeros(len(params))
+        for episodes, before in zip(support, acted, strict=True):
+            now = self.policy(params, episodes.obs)
+            total = total + mean_over_steps(before.kl(now), episodes.mask) / len(support)
+            params = self.adapter.step(self.policy, params, episodes)
+        return total
+
+    def _adapt_kl_weight(self, moved: float) -> None:
+        """Half or double the weight where an update moved much less or more than it may."""
+        limit = self.inner_kl or 0.0
+        if moved > 1.5 * limit:
+            self.kl_weight = self.kl_weight * 2
+        elif moved < limit / 1.5:
+            self.kl_weight = self.kl_weight / 2
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.leaves, lr=self.outer_rate)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Initialisation, step sizes, Adam's moments and the observation normaliser."""
         state = {"theta": self.theta.detach(), "rates": self.rates.detach()}
-        for i, slot in self._optimizer.state_dict()["state"].items():
-            state |= {f"adam.{i}.{name}": value for name, value in slot.items()}
+        if self.inner_kl is not None:
+            state["kl_weight"] = self.kl_weight
+        state |= adam_state(self._optimizer)
         return state | {f"obs.{k}": v for k, v in self.policy.normalizer.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -153,18 +205,8 @@ class Maml:
         with torch.no_grad():
             self.theta.copy_(state["theta"])
             self.rates.copy_(state["rates"])
-        self.policy.normalizer.load_state_dict(_under(state, "obs."))
+        if self.inner_kl is not None:
+            self.kl_weight = state["kl_weight"].to(self.theta.device)
+        self.policy.normalizer.load_state_dict(under(state, "obs."))
         self._optimizer = self._new_optimizer()
-        saved = self._optimizer.state_dict()
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(state, "adam.").items():
-            index, _, key = name.partition(".")
-            slots.setdefault(int(index), {})[key] = value
-        self._optimizer.load_state_dict(saved | {"state": slots})
-
-
-def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose name starts with ``prefix``, without it."""
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
+        load_adam(self._optimizer, state)

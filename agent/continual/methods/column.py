@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from agent.policy import DiagonalGaussian, GaussianMlp
+from agent.policy import DiagonalGaussian, GaussianMlp, Policy
 
 
-class Column:
+class Column(Policy):
     """A network that also reads the hidden layers of a frozen one (Schwarz 2018, section 2).
 
     ``h_i = tanh(W_i h_{i-1} + b_i + a_i * U_i tanh(V_i k_{i-1} + c_i))`` with k the layers of the

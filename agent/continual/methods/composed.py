@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agent.policy import DiagonalGaussian, GaussianMlp
+from agent.policy import DiagonalGaussian, GaussianMlp, Policy
 
 Module = tuple[Tensor, tuple[int, ...]]
 """Parameters ``[1, Q]``, and the modules it composes, by number, each lower than its own."""
@@ -28,7 +28,7 @@ def places(count: int, size: int) -> Tensor:
     return torch.where(column % 2 == 0, angle.sin(), angle.cos())
 
 
-class Composed:
+class Composed(Policy):
     """A module on top of frozen ones (Malagon 2024, section 4).
 
     The output head attends to the actions of the modules below and gives a tentative action; the

@@ -17,7 +17,7 @@ from agent.policy import DiagonalGaussian, Policy
 from agent.types import Trajectories
 
 
-class Reparametrised:
+class Reparametrised(Policy):
     """A network whose parameters are a function of those that are learned."""
 
     def __init__(self, network: Policy, parameters: Callable[[Tensor], Tensor]) -> None:

@@ -37,7 +37,7 @@ class UniformActions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform:
+class Uniform(Policy):
     """The policy of that distribution; it has no parameters."""
 
     action_size: int
