@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agent.distributed import mean_over_processes
 from agent.policy import ObsNormalizer
 from agent.types import Trajectories
 
@@ -24,15 +25,17 @@ def gae(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, lam: float) -
     """Generalised advantage estimates ``[T, E, H]`` (Schulman 2016, eq. 16).
 
     ``value [T, E, H]`` is the baseline at each step; the value after the last step is 0, since the
-    tasks are of finite horizon and the baseline sees the time.
+    tasks are of finite horizon and the baseline sees the time. Steps that the mask leaves out are
+    jumped over, so that H may be several episodes of a trial, one after the other.
     """
     out, ahead = torch.zeros_like(reward), torch.zeros_like(reward[..., 0])
     next_value = torch.zeros_like(reward[..., 0])
     for h in reversed(range(reward.shape[-1])):
         delta = reward[..., h] + gamma * next_value - value[..., h]
-        ahead = (delta + gamma * lam * ahead) * mask[..., h]
-        next_value = value[..., h] * mask[..., h]
-        out[..., h] = ahead
+        valid = mask[..., h] > 0
+        ahead = torch.where(valid, delta + gamma * lam * ahead, ahead)
+        next_value = torch.where(valid, value[..., h], next_value)
+        out[..., h] = ahead * mask[..., h]
     return out
 
 
@@ -61,6 +64,17 @@ def normalize(advantage: Tensor, mask: Tensor) -> Tensor:
     count = mask.sum((1, 2), keepdim=True).clamp(min=1)
     centred = (advantage - (advantage * mask).sum((1, 2), keepdim=True) / count) * mask
     sd = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
+    return centred / (sd + 1e-8)
+
+
+def normalize_over_tasks(advantage: Tensor, mask: Tensor) -> Tensor:
+    """Zero mean and unit sd over the valid steps of all tasks, of all processes; ``[T, E, H]``.
+
+    For trials that are too few per task to be compared with each other alone.
+    """
+    count = mean_over_processes(mask.sum()).clamp(min=1)
+    centred = (advantage - mean_over_processes((advantage * mask).sum()) / count) * mask
+    sd = (mean_over_processes(centred.square().sum()) / count).sqrt()
     return centred / (sd + 1e-8)
 
 

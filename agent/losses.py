@@ -11,7 +11,11 @@ from agent.types import Trajectories
 
 def likelihood_ratio(policy: Policy, params: Tensor, episodes: Trajectories) -> Tensor:
     """``pi_theta(a|s) / pi_old(a|s)`` at each step, ``[T, E, H]``; pi_old is the one that acted."""
-    log_prob = policy.along(params, episodes).log_prob(episodes.action)
+    return ratio_of(policy.along(params, episodes).log_prob(episodes.action), episodes)
+
+
+def ratio_of(log_prob: Tensor, episodes: Trajectories) -> Tensor:
+    """The same for log-densities ``[T, E, H]`` of the actions under theta."""
     # Masked steps may hold anything; the bound keeps them, and wild updates, from overflowing.
     return torch.exp(((log_prob - episodes.log_prob) * episodes.mask).clamp(-20.0, 20.0))
 
@@ -29,8 +33,12 @@ def clipped_surrogate(
     policy: Policy, params: Tensor, episodes: Trajectories, clip: float
 ) -> Tensor:
     """PPO's pessimistic surrogate (Schulman 2017, eq. 7), ``[T]``."""
+    return clipped(likelihood_ratio(policy, params, episodes), episodes, clip)
+
+
+def clipped(ratio: Tensor, episodes: Trajectories, clip: float) -> Tensor:
+    """The same for likelihood ratios ``[T, E, H]`` that are known already."""
     advantage = _advantage(episodes)
-    ratio = likelihood_ratio(policy, params, episodes)
     worse = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     return -mean_over_steps(worse, episodes.mask)
 

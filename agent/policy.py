@@ -13,6 +13,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from agent.distributed import moments
+
 if TYPE_CHECKING:
     from agent.types import Trajectories
 
@@ -33,6 +35,10 @@ class DiagonalGaussian:
         z = (action - self.mean) * torch.exp(-self.log_std)
         per_dimension = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         return per_dimension.sum(-1)
+
+    def entropy(self) -> Tensor:
+        """In nats, summed over A; it does not depend on the mean."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def kl(self, other: DiagonalGaussian) -> Tensor:
         """KL(self || other), summed over A."""
@@ -86,14 +92,18 @@ class ObsNormalizer:
         return ((obs - self.mean) * torch.rsqrt(self.var + 1e-6)).clamp(-10.0, 10.0)
 
     def update(self, obs: Tensor, mask: Tensor) -> None:
-        """Take in ``obs [..., O]`` where ``mask [...]`` is set (parallel variance, Chan 1979)."""
+        """Take in ``obs [..., O]`` where ``mask [...]`` is set (parallel variance, Chan 1979).
+
+        Of all processes that train together: their normalisers stay the same.
+        """
         rows = obs[mask > 0]
-        if len(rows) == 0:
+        count, mean, var = moments(rows)
+        if count == 0:
             return
-        total = self.count + len(rows)
-        share = (len(rows) / total).to(obs.dtype)
-        delta = rows.mean(0) - self.mean
-        within = rows.var(0, unbiased=False) * share + self.var * (1 - share)
+        total = self.count + count
+        share = (count / total).to(obs.dtype)
+        delta = mean - self.mean
+        within = var * share + self.var * (1 - share)
         self.var = within + delta.square() * share * (1 - share)
         self.mean = self.mean + delta * share
         self.count = total

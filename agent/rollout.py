@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agent.distributed import own_part
 from agent.memory.guard import Guard
 from agent.policy import DiagonalGaussian, GaussianMlp, Policy
 from agent.types import Trajectories
@@ -20,7 +21,9 @@ from envs.task import Task, TaskDistribution
 class TaskBatch:
     """T opened tasks, E parallel episodes each. A context manager: simulators close with it.
 
-    With ``reveal`` the tasks' descriptors are appended to the observation: for oracles only.
+    With ``reveal`` the tasks' descriptors are appended to the observation: for oracles only. Tasks
+    that are ``divided`` among the processes that train together are given to each as a whole; the
+    batch then is this process's part of them, whose episodes go as if it had all.
     """
 
     def __init__(
@@ -31,13 +34,17 @@ class TaskBatch:
         policy: GaussianMlp,
         rng: np.random.Generator,
         reveal: bool = False,
+        divided: bool = False,
     ) -> None:
-        self.tasks, self.policy, self.episodes = list(tasks), policy, episodes
+        self._part = own_part(len(tasks)) if divided else slice(0, len(tasks))
+        self._whole, tasks = len(tasks), list(tasks)[self._part]
+        self.tasks, self.policy, self.episodes = tasks, policy, episodes
         self._family, self._rng = family, rng
         low, high = family.action_range
         self._scale, self._middle = (high - low) / 2, (high + low) / 2
         self._descriptors = family.describe(tasks) if reveal else None
         self.simulators = family.open(self.tasks, episodes)
+        self.simulators.be_part(self._part.start * episodes, self._whole * episodes)
         self.steps_used = 0
         """Env steps taken since the batch was opened, of all tasks and episodes together."""
         self.act_s: list[float] = []
@@ -55,6 +62,10 @@ class TaskBatch:
     ) -> None:
         """Close the simulators."""
         self.simulators.close()
+
+    def draw(self, below: int) -> int:
+        """A random number from 0 to ``below`` - 1, of the stream that the episodes come from."""
+        return int(self._rng.integers(below))
 
     @property
     def physics_s(self) -> float:
@@ -78,7 +89,7 @@ class TaskBatch:
         shape = (len(self.tasks), self.episodes, self._family.horizon)
         policy, rng = policy or self.policy, rng or self._rng
         seed, noise_seed = (int(s) for s in rng.integers(2**62, size=2))
-        noise = self._noise((shape[2], *shape[:2], self.policy.action_size), noise_seed)
+        noise = self._noise((shape[2], shape[1], self.policy.action_size), noise_seed)
         obs = np.empty((*shape, self.policy.obs_size), dtype=np.float32)
         reward, mask = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
         actions, log_probs = [], []
@@ -157,9 +168,11 @@ class TaskBatch:
         """What the simulator gets: the policy's action clipped to +-1, in the action's units."""
         return self._scale * np.clip(action, -1.0, 1.0) + self._middle
 
-    def _noise(self, shape: tuple[int, ...], seed: int) -> Tensor:
+    def _noise(self, shape: tuple[int, int, int], seed: int) -> Tensor:
+        """The batch's part ``[H, T, E, A]`` of what is drawn for the whole; from H, E and A."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(shape, generator=generator).to(self.policy.device)
+        whole = torch.randn((shape[0], self._whole, *shape[1:]), generator=generator)
+        return whole[:, self._part].to(self.policy.device)
 
     def seen(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What the policy is shown of the raw observation ``[T, E, O]``.

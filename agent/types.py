@@ -85,6 +85,10 @@ class Trajectories:
         """Some of the E episodes of every task."""
         return self._map(lambda x: x[:, index])
 
+    def tasks(self, index: Tensor | slice) -> Trajectories:
+        """All episodes of some of the T tasks."""
+        return self._map(lambda x: x[index])
+
     def joined(self, more: Trajectories) -> Trajectories:
         """These episodes and ``more`` of the same tasks, without advantages."""
         both = (self, more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import field
 from typing import Annotated, ClassVar, Protocol
 
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from agent.adapter import Constraint, PpoAdapter
 from agent.advantage import estimate
+from agent.memory.bank import Bank
+from agent.memory.consolidate import ConsolidateConfig
+from agent.memory.consolidate import consolidate as consolidated
 from agent.policy import GaussianMlp, PolicyConfig
 from agent.rollout import TaskBatch
 from agent.types import Adaptation, Recall, Trajectories
@@ -85,6 +89,15 @@ class MetaLearner(Protocol):
         """One outer step from the episodes ``query`` of the adapted policies."""
         ...
 
+    def consolidate(
+        self,
+        bank: Bank,
+        config: ConsolidateConfig | None = None,
+        measure: Callable[[Tensor], float] | None = None,
+    ) -> Metrics:
+        """Move the start towards what a memory's frequent rows hold; they stay what they are."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that learning goes on from."""
         ...
@@ -96,8 +109,9 @@ class MetaLearner(Protocol):
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Learner:
-    """What all learners share: the discount, the task adapter, a plain policy."""
+    """What all learners share: the discount, the task adapter, a plain policy, consolidation."""
 
+    theta: ClassVar[Tensor]  # set by ``setup`` of extensions
     one_at_a_time: ClassVar[bool] = False
 
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
@@ -127,6 +141,36 @@ class Learner:
     def advantages(self, episodes: Trajectories) -> Trajectories:
         """The episodes with advantages under this learner's discount."""
         return estimate(episodes, self.policy.normalizer, self.gamma, self.gae_lambda)
+
+    def consolidate(
+        self,
+        bank: Bank,
+        config: ConsolidateConfig | None = None,
+        measure: Callable[[Tensor], float] | None = None,
+    ) -> Metrics:
+        """Move the start ``theta`` towards what the bank's frequent rows hold (``consolidate``).
+
+        The rows are re-based on it and do what they did. ``measure`` says how good a start
+        ``[P]`` is, for instance its return after adaptation; a move that makes it worse is not
+        made.
+
+        Raises:
+            ValueError: The rows are around another start than this learner's.
+        """
+        if not torch.equal(bank.anchor.to(self.theta), self.theta.detach()):
+            raise ValueError(
+                "the memory's rows are around another start than this learner's: consolidate the "
+                "learner that the agent was born from, or one whose theta is set to bank.anchor"
+            )
+        done = consolidated(config or ConsolidateConfig(), bank, self.policy, measure)
+        before = self.theta.detach().clone()
+        with torch.no_grad():
+            self.theta.copy_(done.anchor)  # in place: the optimiser knows it by identity
+        return {
+            "consolidate/share": done.share,
+            "consolidate/teachers": float(len(done.teachers)),
+            "consolidate/moved": float((self.theta.detach() - before).norm()),
+        }
 
     def adapted_by_ppo(
         self,

@@ -77,10 +77,14 @@ class Maml(Learner):
         """Steps made by the meta-learned rule; the control, trained for none, still takes one."""
         return max(self.inner_steps, 1)
 
+    def rule(self, n: int) -> Adapter:
+        """The inner rule of step ``n`` in its present state; here, the same for all steps."""
+        return GradientAdapter(self.rates, self.first_order, self.free)
+
     @property
     def adapter(self) -> Adapter:
-        """The inner rule in its present state."""
-        return GradientAdapter(self.rates, self.first_order, self.free)
+        """The inner rule of the first step."""
+        return self.rule(0)
 
     def initial(self, tasks: int) -> Tensor:
         """The meta-initialisation for each of T tasks, ``[T, P]``."""
@@ -100,15 +104,15 @@ class Maml(Learner):
             return self.adapted_by_ppo(params, episodes, recall, beta, constraint)
         with torch.no_grad():
             ready = self.advantages(episodes)
-            return self.adapter.step(self.policy, params, ready, recall, beta, constraint)
+            return self.rule(n).step(self.policy, params, ready, recall, beta, constraint)
 
     def adapt(self, batch: TaskBatch) -> Adaptation:
         """Collect and step ``inner_steps`` times from the initialisation, on all tasks at once."""
         params, support = self.initial(len(batch.tasks)).detach(), []
-        for _ in range(self.inner_steps):
+        for n in range(self.inner_steps):
             episodes = self.advantages(batch.collect(params))
             with torch.no_grad():
-                params = self.adapter.step(self.policy, params, episodes)
+                params = self.rule(n).step(self.policy, params, episodes)
             support.append(episodes)
         return Adaptation(params, support)
 
@@ -155,18 +159,18 @@ class Maml(Learner):
     ) -> Tensor:
         """The policies ``[T, P]`` that the inner rule makes of ``theta [P]``; None: the present."""
         params = self.initial(tasks) if theta is None else theta.expand(tasks, -1)
-        for episodes in support:
-            params = self.adapter.step(self.policy, params, episodes)
+        for n, episodes in enumerate(support):
+            params = self.rule(n).step(self.policy, params, episodes)
         return params
 
     def _inner_policies(self, support: list[Trajectories]) -> list[DiagonalGaussian]:
         """What the policies that collected for each inner step did, outside of the graph."""
         out, params = [], self.theta.detach()[None]
         with torch.no_grad():
-            for episodes in support:
+            for n, episodes in enumerate(support):
                 params = params.expand(len(episodes.reward), -1)
                 out.append(self.policy(params, episodes.obs))
-                params = self.adapter.step(self.policy, params, episodes)
+                params = self.rule(n).step(self.policy, params, episodes)
         return out
 
     def _inner_divergence(
@@ -175,10 +179,10 @@ class Maml(Learner):
         """KL ``[T]`` in nats per step from those to what they would be now, mean over the steps."""
         params = self.initial(support[0].reward.shape[0])
         total = params.new_zeros(len(params))
-        for episodes, before in zip(support, acted, strict=True):
+        for n, (episodes, before) in enumerate(zip(support, acted, strict=True)):
             now = self.policy(params, episodes.obs)
             total = total + mean_over_steps(before.kl(now), episodes.mask) / len(support)
-            params = self.adapter.step(self.policy, params, episodes)
+            params = self.rule(n).step(self.policy, params, episodes)
         return total
 
     def _adapt_kl_weight(self, moved: float) -> None:

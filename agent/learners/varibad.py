@@ -1,0 +1,211 @@
+"""VariBAD: a variational belief about the task, which the policy sees, mean and variance.
+
+Zintgraf 2020. A GRU reads what happens and gives, at every step, a Gaussian over a latent task; a
+decoder must predict from it the rewards (or states) of the whole trial, past and to come. That is
+trained by the evidence lower bound alone: the gradient of the return does not enter the encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from agent.belief import step_features
+from agent.learners.rl2 import Rl2, Trial
+from agent.networks import linear, mlp
+from agent.policy import DiagonalGaussian, PolicyConfig
+from agent.recurrent import RecurrentPolicy
+from agent.types import Trajectories
+
+_LOG_STD_RANGE = (-5.0, 2.0)
+
+
+class LatentPolicy(RecurrentPolicy):
+    """The head is shown the mean and the log standard deviation of the posterior."""
+
+    def __init__(
+        self,
+        obs_size: int,
+        action_size: int,
+        config: PolicyConfig | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        latent: int = 5,
+        hidden: int = 64,
+        embed: int = 64,
+        chunk: int | None = None,
+        deltas: bool = False,
+    ) -> None:
+        """``latent``: Z, dimensions of the latent task."""
+        self.latent = latent
+        super().__init__(
+            obs_size,
+            action_size,
+            config,
+            device,
+            hidden=hidden,
+            embed=embed,
+            shown=2 * latent,
+            chunk=chunk,
+            deltas=deltas,
+        )
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Fresh shared weights."""
+        super().draw(generator)
+        self.encoder.posterior = linear(self.hidden, 2 * self.latent, generator).to(self.device)
+
+    def posterior(self, belief: Tensor) -> DiagonalGaussian:
+        """The latent task, given states ``[..., B]``; N(0, 1) in the prior's state."""
+        mean, log_std = self.encoder.get_submodule("posterior")(belief).chunk(2, -1)
+        return DiagonalGaussian(mean, log_std.clamp(*_LOG_STD_RANGE))
+
+    def shown(self, belief: Tensor) -> Tensor:
+        """Mean and log standard deviation, ``[..., 2 Z]``."""
+        latent = self.posterior(belief)
+        return torch.cat([latent.mean, latent.log_std], -1)
+
+
+def elbo(
+    posterior: DiagonalGaussian,
+    prior: DiagonalGaussian,
+    noise: Tensor,
+    log_likelihood: Callable[[Tensor], Tensor],
+    kl_weight: float = 1.0,
+) -> Tensor:
+    """``E_q[log p(x | z)] - kl_weight * KL(q || p)`` (Kingma 2014, eq. 3), elementwise.
+
+    Args:
+        posterior: q(z), ``[..., Z]``.
+        prior: p(z).
+        noise: Standard normal ``[S, ..., Z]``, of S samples.
+        log_likelihood: From samples ``[S, ..., Z]`` to ``[S, ...]``.
+        kl_weight: 1 for the bound itself.
+    """
+    expected = log_likelihood(posterior.sample(noise)).mean(0)
+    return expected - kl_weight * posterior.kl(prior)
+
+
+@dataclass(kw_only=True, config={"extra": "forbid"})
+class Varibad(Rl2):
+    """A belief that is trained to predict, and a policy that is trained to use it."""
+
+    latent: Annotated[int, Field(ge=1)] = 5
+    """Z, dimensions of the latent task."""
+    decodes: Literal["reward", "change"] = "reward"
+    """What the latent must predict: rewards, or changes of state where tasks differ in dynamics."""
+    bounds: Annotated[int, Field(ge=1)] = 8
+    """Times of an episode, evenly spaced, whose beliefs must predict the whole trial."""
+    kl_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Of the KL from each belief to the one before (the first: to N(0, 1))."""
+    elbo_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Of the negative bound, per predicted step, in the loss."""
+    policy_class: ClassVar[type[RecurrentPolicy]] = LatentPolicy
+
+    def make_policy(
+        self, obs_size: int, action_size: int, config: PolicyConfig, device: torch.device | str
+    ) -> LatentPolicy:
+        """A policy on a latent belief."""
+        return LatentPolicy(
+            obs_size,
+            action_size,
+            config,
+            device,
+            latent=self.latent,
+            hidden=self.hidden,
+            embed=self.embed,
+            chunk=self.chunk,
+            deltas=self.deltas,
+        )
+
+    def make_heads(self, generator: torch.Generator) -> nn.Module:
+        """The critic and the decoder."""
+        heads = super().make_heads(generator)
+        o, a = self.policy.obs_size, self.policy.action_size
+        inputs = (2 * o if self.decodes == "reward" else o) + a + self.latent
+        outputs = 1 if self.decodes == "reward" else o
+        heads.decoder = mlp([inputs, 64, 32, outputs], generator, nn.ReLU)
+        return heads
+
+    def setup(self, policy: LatentPolicy, generator: torch.Generator) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Draw the shared weights."""
+        super().setup(policy, generator)
+        self.policy: LatentPolicy = policy
+        self._noise = torch.Generator().manual_seed(generator.initial_seed())
+
+    def exposed(self, shown: Tensor) -> Tensor:
+        """The return's gradient stops here: what a belief is, is learned from predicting."""
+        return shown.detach()
+
+    def losses(self, trial: Trial) -> dict[str, Tensor]:
+        """PPO's parts, and the negative bound."""
+        return super().losses(trial) | {"elbo": -self.elbo_weight * self.bound(trial)}
+
+    def bound(self, trial: Trial) -> Tensor:
+        """Mean evidence lower bound of beliefs along the trials, in nats per predicted step."""
+        episodes = [one for one, _ in trial]
+        params, states = self.prior(len(episodes[0].reward)), []
+        for one in episodes:
+            found = self.policy.states(params, one)
+            states.append(found[:, 0])
+            params = self.policy.after(params, one, found)
+        both = torch.cat(states, 1)  # [T, time, B]
+        latents = self.policy.posterior(both)
+        before = _before(latents)
+        picked = torch.linspace(0, both.shape[1] - 1, self.bounds * len(episodes)).long()
+        noise = torch.randn(1, len(both), len(picked), self.latent, generator=self._noise)
+        some, then = _at(latents, picked), _at(before, picked)
+        steps = torch.cat([one.mask for one in episodes], -1).sum((1, 2)).clamp(min=1)[:, None]
+        bounds = elbo(
+            some, then, noise.to(both), lambda z: self.log_likelihood(z, episodes), self.kl_weight
+        )
+        return (bounds / steps).mean()
+
+    def log_likelihood(self, latent: Tensor, episodes: list[Trajectories]) -> Tensor:
+        """Of all steps of a trial under latents ``[S, T, n, Z]``, unit variance: ``[S, T, n]``."""
+        total = latent.new_zeros(latent.shape[:-1])
+        for one in episodes:
+            inputs, target = self._to_predict(one)  # [T, H, ...]
+            z = latent[..., None, :].expand(*latent.shape[:-1], inputs.shape[1], -1)
+            known = inputs[None, :, None].expand(*z.shape[:-1], -1)
+            error = self.heads.get_submodule("decoder")(torch.cat([known, z], -1))
+            error = (error - target[None, :, None]).square().mean(-1)
+            mask = one.mask[None, :, 0, None]
+            total = total - 0.5 * ((error + math.log(2 * math.pi)) * mask).sum(-1)
+        return total
+
+    def _to_predict(self, one: Trajectories) -> tuple[Tensor, Tensor]:
+        """What the decoder is shown of each step beside the latent, and what it must predict."""
+        features = step_features(self.policy, one)[:, 0]
+        o, a = self.policy.obs_size, self.policy.action_size
+        known, reward = features[..., : o + a], features[..., o + a : o + a + 1]
+        change = features[..., o + a + 1 :]
+        if self.decodes == "reward":
+            return torch.cat([known, change], -1), reward
+        return known, change
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """And where the noise stands."""
+        return super().state_dict() | {"noise": self._noise.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved state, bit for bit."""
+        super().load_state_dict(state)
+        self._noise.set_state(state["noise"].cpu())
+
+
+def _before(latents: DiagonalGaussian) -> DiagonalGaussian:
+    """The belief one step earlier along dim 1; N(0, 1) before the first."""
+    parts = (latents.mean, latents.log_std)
+    earlier = [torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1) for x in parts]
+    return DiagonalGaussian(*earlier)
+
+
+def _at(latents: DiagonalGaussian, index: Tensor) -> DiagonalGaussian:
+    return DiagonalGaussian(latents.mean[:, index], latents.log_std[:, index])
