@@ -31,7 +31,8 @@ _ADAPTATION_EPISODES = 10
 _LONGEST_FILM = 250
 """Pictures."""
 Act = Callable[[np.ndarray], np.ndarray]
-Shoot = Callable[[TaskDistribution, VectorTasks, Act], list[np.ndarray]]
+Hear = Callable[[np.ndarray], None]
+Shoot = Callable[..., list[np.ndarray]]
 
 
 def check(family: TaskDistribution, episodes: int, seed: int) -> list[Finding]:
@@ -94,10 +95,15 @@ def _fps(family: TaskDistribution) -> float:
 
 
 def _film(
-    family: TaskDistribution, simulators: VectorTasks, act: Act, camera: Camera, seed: int
+    family: TaskDistribution,
+    simulators: VectorTasks,
+    act: Act,
+    camera: Camera,
+    seed: int,
+    hear: Hear | None = None,
 ) -> list[np.ndarray]:
     steps = min(family.horizon, _LONGEST_FILM * _every(family))
-    return film(simulators, act, steps, camera, seed=seed, every=_every(family))
+    return film(simulators, act, steps, camera, seed=seed, every=_every(family), hear=hear)
 
 
 def _random_film(family: TaskDistribution, task: Task, shoot: Shoot) -> list[np.ndarray]:
@@ -122,7 +128,8 @@ def _policy_film(
         for n in range(settings.adapt):
             params = learner.step(params, batch.collect(params), n)
     with TaskBatch(family, [task], 1, learner.policy, rng, reveal) as batch:
-        return shoot(family, batch.simulators, batch.actor(params))
+        acting = batch.actor(params)
+        return shoot(family, batch.simulators, acting, hear=acting.hear)
 
 
 def _sb3_check(env: gymnasium.Env) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -150,19 +150,9 @@ class TaskBatch:
             switched=None if watch is None else watch.switched,
         )
 
-    def actor(self, params: Tensor) -> Callable[[np.ndarray], np.ndarray]:
-        """The deterministic policies as a function of raw observations, to be watched.
-
-        From ``[T, E, O]`` to actions ``[T, E, A]`` in the simulators' units.
-        """
-
-        def act(obs: np.ndarray) -> np.ndarray:
-            shown, _ = self.seen(obs)
-            with torch.no_grad():
-                mean = self.policy(params, self._tensor(shown)).mean
-            return self.applied(mean.cpu().numpy())
-
-        return act
+    def actor(self, params: Tensor) -> Acting:
+        """The deterministic policies as a function of raw observations, to be watched."""
+        return Acting(self, params)
 
     def applied(self, action: np.ndarray) -> np.ndarray:
         """What the simulator gets: the policy's action clipped to +-1, in the action's units."""
@@ -194,6 +184,28 @@ class TaskBatch:
 
     def _bool(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(array, device=self.policy.device)
+
+
+class Acting:
+    """Deterministic policies in an episode that somebody else steps through."""
+
+    def __init__(self, batch: TaskBatch, params: Tensor) -> None:
+        self._batch, self._params = batch, params
+        self._carry = batch.policy.begin(params, batch.episodes)
+        self._action = torch.zeros(0)
+
+    @torch.no_grad()
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        """From ``[T, E, O]`` to actions ``[T, E, A]`` in the simulators' units."""
+        shown = torch.as_tensor(self._batch.seen(obs)[0], device=self._batch.policy.device)
+        acts, self._carry = self._batch.policy.act(self._params, shown, self._carry)
+        self._action = acts.mean
+        return self._batch.applied(acts.mean.cpu().numpy())
+
+    def hear(self, reward: np.ndarray) -> None:
+        """Be told what the last actions paid, ``[T, E]``."""
+        paid = torch.as_tensor(reward, dtype=torch.float32, device=self._action.device)
+        self._carry = self._batch.policy.heard(self._carry, self._action, paid)
 
 
 def _where(

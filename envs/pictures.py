@@ -78,6 +78,7 @@ def film(
     row: int = 0,
     seed: int = 0,
     every: int = 1,
+    hear: Callable[[np.ndarray], None] | None = None,
 ) -> list[np.ndarray]:
     """An episode of a policy as pictures ``uint8 [height, width, 3]``, the start included.
 
@@ -89,11 +90,14 @@ def film(
         row: Which of the T x E episodes to show.
         seed: Of the episodes' starts.
         every: Control steps from one picture to the next.
+        hear: Told each step's rewards ``[T, E]``, for policies that see them.
     """
     obs = simulators.reset(seed)
     frames = [_shot(camera, simulators, row)]
     for step in range(1, steps + 1):
-        obs, _, terminated, truncated = simulators.step(act(obs))
+        obs, reward, terminated, truncated = simulators.step(act(obs))
+        if hear is not None:
+            hear(reward)
         ended = (terminated | truncated | simulators.diverged).reshape(-1)[row]
         if ended or step == steps or step % every == 0:
             frames.append(_shot(camera, simulators, row))

@@ -111,7 +111,6 @@ class MetaLearner(Protocol):
 class Learner:
     """What all learners share: the discount, the task adapter, a plain policy, consolidation."""
 
-    theta: ClassVar[Tensor]  # set by ``setup`` of extensions
     one_at_a_time: ClassVar[bool] = False
 
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
@@ -132,6 +131,8 @@ class Learner:
     def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
         """Learn for this policy from now on; extensions draw their initial state."""
         self.policy = policy
+        self.theta = torch.zeros(policy.num_params, device=policy.device)
+        """Where every task starts; extensions draw it."""
 
     @property
     def free(self) -> Tensor | None:

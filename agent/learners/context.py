@@ -83,6 +83,8 @@ class ContextAdaptation(Adaptation):
 class Context(BeliefLearner):
     """Probe, pool, act: adaptation is one forward pass."""
 
+    outer_epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over the episodes of an iteration; 5 reached less at equal env steps."""
     latent: Annotated[int, Field(ge=1)] = 5
     """Numbers that a task is described by."""
     width: Annotated[int, Field(ge=1)] = 64

@@ -123,11 +123,13 @@ class MetaLstm(Maml):
 
     def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
         """Draw the initial policy, and a rule that equals gradient descent."""
-        self.gate_weights = torch.zeros(_SEEN * self.units + 3 * self.units + 2)
-        first = torch.randn(_SEEN * self.units, generator=generator) / math.sqrt(_SEEN)
-        self.gate_weights[: len(first)] = first
-        self.gate_weights = self.gate_weights.to(policy.device).requires_grad_(True)
+        first = _SEEN * self.units
+        weights = torch.zeros(first + 3 * self.units + 2, device=policy.device)
+        self.gate_weights = weights.requires_grad_(True)
         super().setup(policy, generator)
+        drawn = torch.randn(first, generator=generator) / math.sqrt(_SEEN)
+        with torch.no_grad():
+            self.gate_weights[:first] = drawn.to(policy.device)
 
     @property
     def leaves(self) -> list[Tensor]:

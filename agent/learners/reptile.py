@@ -107,6 +107,6 @@ class Reptile(Learner):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved state, bit for bit."""
-        self.theta = state["theta"].to(self.policy.device)
+        self.theta = state["theta"].to(self.policy.device, copy=True)
         self.updates = state["updates"].cpu()
         self.policy.normalizer.load_state_dict(under(state, "obs."))

@@ -112,5 +112,5 @@ class Scratch(Learner):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved state, bit for bit."""
-        self.theta = state["theta"].to(self.policy.device)
+        self.theta = state["theta"].to(self.policy.device, copy=True)
         self.policy.normalizer.load_state_dict(under(state, "obs."))

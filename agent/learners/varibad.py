@@ -102,6 +102,8 @@ class Varibad(Rl2):
     """What the latent must predict: rewards, or changes of state where tasks differ in dynamics."""
     bounds: Annotated[int, Field(ge=1)] = 8
     """Times of an episode, evenly spaced, whose beliefs must predict the whole trial."""
+    decoded: Annotated[int, Field(ge=1)] = 50
+    """Steps of a trial, at random, that the bound's likelihood is estimated from."""
     kl_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """Of the KL from each belief to the one before (the first: to N(0, 1))."""
     elbo_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -155,40 +157,48 @@ class Varibad(Rl2):
             found = self.policy.states(params, one)
             states.append(found[:, 0])
             params = self.policy.after(params, one, found)
-        both = torch.cat(states, 1)  # [T, time, B]
-        latents = self.policy.posterior(both)
+        along = torch.cat(states, 1)  # [T, time, B]
+        latents = self.policy.posterior(along)
         before = _before(latents)
-        picked = torch.linspace(0, both.shape[1] - 1, self.bounds * len(episodes)).long()
-        noise = torch.randn(1, len(both), len(picked), self.latent, generator=self._noise)
-        some, then = _at(latents, picked), _at(before, picked)
-        steps = torch.cat([one.mask for one in episodes], -1).sum((1, 2)).clamp(min=1)[:, None]
+        picked = torch.linspace(0, along.shape[1] - 1, self.bounds * len(episodes)).long()
+        noise = torch.randn(1, len(along), len(picked), self.latent, generator=self._noise)
         bounds = elbo(
-            some, then, noise.to(both), lambda z: self.log_likelihood(z, episodes), self.kl_weight
+            _at(latents, picked),
+            _at(before, picked),
+            noise.to(along),
+            lambda z: self.log_likelihood(z, episodes),
+            self.kl_weight,
         )
-        return (bounds / steps).mean()
+        steps = torch.cat([one.mask for one in episodes], -1).sum((1, 2)).clamp(min=1)
+        return (bounds / steps[:, None]).mean()
 
     def log_likelihood(self, latent: Tensor, episodes: list[Trajectories]) -> Tensor:
-        """Of all steps of a trial under latents ``[S, T, n, Z]``, unit variance: ``[S, T, n]``."""
-        total = latent.new_zeros(latent.shape[:-1])
-        for one in episodes:
-            inputs, target = self._to_predict(one)  # [T, H, ...]
-            z = latent[..., None, :].expand(*latent.shape[:-1], inputs.shape[1], -1)
-            known = inputs[None, :, None].expand(*z.shape[:-1], -1)
-            error = self.heads.get_submodule("decoder")(torch.cat([known, z], -1))
-            error = (error - target[None, :, None]).square().mean(-1)
-            mask = one.mask[None, :, 0, None]
-            total = total - 0.5 * ((error + math.log(2 * math.pi)) * mask).sum(-1)
-        return total
+        """Of all steps of a trial under latents ``[S, T, n, Z]``, unit variance: ``[S, T, n]``.
 
-    def _to_predict(self, one: Trajectories) -> tuple[Tensor, Tensor]:
-        """What the decoder is shown of each step beside the latent, and what it must predict."""
+        Estimated from ``decoded`` steps, drawn anew each time.
+        """
+        parts = zip(*(self._to_predict(one) for one in episodes), strict=True)
+        known, target, mask = (torch.cat(part, 1) for part in parts)  # [T, time, ...]
+        steps = mask.sum(1)[None, :, None]
+        index = torch.randperm(known.shape[1], generator=self._noise)[: self.decoded]
+        known, target, mask = known[:, index], target[:, index], mask[:, index]
+        z = latent[..., None, :].expand(*latent.shape[:-1], len(index), -1)
+        known = known[None, :, None].expand(*z.shape[:-1], -1)
+        guess = self.heads.get_submodule("decoder")(torch.cat([known, z], -1))
+        error = (guess - target[None, :, None]).square().mean(-1) + math.log(2 * math.pi)
+        mask = mask[None, :, None]
+        mean = -0.5 * (error * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+        return steps * mean
+
+    def _to_predict(self, one: Trajectories) -> tuple[Tensor, Tensor, Tensor]:
+        """What the decoder is shown of each step, what it must predict of it, and the mask."""
         features = step_features(self.policy, one)[:, 0]
         o, a = self.policy.obs_size, self.policy.action_size
         known, reward = features[..., : o + a], features[..., o + a : o + a + 1]
         change = features[..., o + a + 1 :]
         if self.decodes == "reward":
-            return torch.cat([known, change], -1), reward
-        return known, change
+            return torch.cat([known, change], -1), reward, one.mask[:, 0]
+        return known, change, one.mask[:, 0]
 
     def state_dict(self) -> dict[str, Tensor]:
         """And where the noise stands."""

@@ -1,0 +1,303 @@
+"""Recurrent learners: acting equals re-evaluation, trials carry their state, the bound is one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from agent.advantage import gae
+from agent.learners.rl2 import Rl2
+from agent.learners.varibad import LatentPolicy, Varibad, elbo
+from agent.policy import DiagonalGaussian, PolicyConfig
+from agent.recurrent import RecurrentPolicy
+from agent.rollout import TaskBatch
+from agent.seeding import generator, torch_generator
+from agent.train import BatchSize, make_policy, meta_iteration, new_learner
+from agent.types import Trajectories
+from envs.navigation import Navigation, NavigationSquare
+from envs.task import Param
+
+SMALL = PolicyConfig(hidden=[8])
+
+
+def drawn(obs: int = 2, chunk: int | None = None, latent: bool = False) -> RecurrentPolicy:
+    make = LatentPolicy if latent else RecurrentPolicy
+    policy = make(obs, 2, SMALL, hidden=6, embed=5, chunk=chunk)
+    policy.draw(torch_generator(0, "init"))
+    policy.reward_normalizer.mean.fill_(-0.5)
+    policy.normalizer.var.fill_(0.3)
+    return policy
+
+
+def square(horizon: int = 12) -> NavigationSquare:
+    """Goals near enough that some episodes end early."""
+    params = {axis: Param(to=f"attr:{axis}", low=-0.1, high=0.1) for axis in "xy"}
+    return NavigationSquare(name="square", horizon=horizon, params=params, box=0.08)
+
+
+def trial(
+    policy: RecurrentPolicy, family: Navigation | NavigationSquare, episodes: int = 2
+) -> tuple[list[Trajectories], list[torch.Tensor]]:
+    """Episodes one after the other with the state carried through, and the rows they began with."""
+    tasks = family.sample(4, generator(0, "train"))
+    rows, seen = [torch.zeros(4, policy.num_params)], []
+    with TaskBatch(family, tasks, 1, policy, generator(0, "train", 1)) as batch:
+        for _ in range(episodes):
+            seen.append(batch.collect(rows[-1]))
+            rows.append(policy.read(rows[-1], seen[-1]).detach())
+    return seen, rows
+
+
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize("chunk", [None, 1, 5])
+def test_the_rollout_equals_its_re_evaluation(
+    navigation: Navigation, chunk: int | None, latent: bool
+):
+    policy = drawn(chunk=chunk, latent=latent)
+    for family in (navigation, square()):
+        for one, row in zip(*trial(policy, family), strict=False):
+            again = policy.along(row, one).log_prob(one.action)
+            torch.testing.assert_close(again * one.mask, one.log_prob * one.mask, atol=2e-5, rtol=0)
+
+
+def test_re_evaluation_notices_a_changed_past(navigation: Navigation):
+    policy = drawn()
+    (one, _), (row, *_) = trial(policy, navigation)
+    reward = one.reward.clone()
+    reward[:, :, 3] += 1.0
+    changed = policy.along(row, dataclasses.replace(one, reward=reward)).mean
+    same = (changed == policy.along(row, one).mean).all(-1).all(0)[0]
+    assert same[:4].all() and not same[4:].any()  # what was paid at step 3 is seen at step 4
+
+
+def test_the_state_equals_a_gru_stepped_by_hand(navigation: Navigation):
+    policy = drawn()
+    (one, _), (row, after, _) = trial(policy, navigation)
+    reader = policy.encoder
+    weight_i, weight_h, bias_i, bias_h = (
+        reader.get_submodule("gru").get_parameter(f"{kind}_l0")
+        for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    hidden, zero = row, torch.zeros(4, 1)
+    obs = torch.cat([one.obs[:, 0], one.final_obs], 1)
+    for h in range(21):
+        first = torch.full((4, 1), float(h == 0))
+        action = one.action[:, 0, h - 1].clamp(-1, 1) if h else torch.zeros(4, 2)
+        paid = policy.reward_normalizer(one.reward[:, 0, h - 1 : h]) if h else zero
+        seen = torch.cat([policy.normalizer(obs[:, h]), action, paid, first], 1)
+        x = torch.tanh(reader.get_submodule("embed")(seen))
+        (r, z, n), (hr, hz, hn) = (
+            (x @ weight_i.T + bias_i).chunk(3, 1),
+            (hidden @ weight_h.T + bias_h).chunk(3, 1),
+        )
+        gate = torch.sigmoid(z + hz)
+        new = torch.tanh(n + torch.sigmoid(r + hr) * hn)
+        hidden = (1 - gate) * new + gate * hidden
+    torch.testing.assert_close(hidden, after)
+
+
+def test_the_state_stops_where_an_episode_ends():
+    policy, family = drawn(), square()
+    (one, _), (row, after, _) = trial(policy, family)
+    lengths = one.mask[:, 0].sum(-1).long()
+    assert bool((lengths < 12).any()) and bool(one.terminated.any())
+    states = policy.states(row, one)
+    for task, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(after[task], states[task, 0, length].detach())
+    later = one.obs.clone()
+    for task, length in enumerate(lengths.tolist()):
+        later[task, :, length + 1 :] = 99.0  # after its last observation nothing is read
+    changed = dataclasses.replace(one, obs=later)
+    kept = lengths < 12
+    torch.testing.assert_close(policy.read(row, changed)[kept], after[kept])
+
+
+def test_a_trial_carries_its_state_and_a_new_task_starts_from_the_prior(navigation: Navigation):
+    policy = drawn()
+    seen, rows = trial(policy, navigation, 3)
+    assert torch.equal(rows[0], torch.zeros_like(rows[0]))
+    assert not torch.equal(rows[1], rows[2])
+    fresh = policy.begin(rows[0], 1)
+    carried = policy.begin(rows[1], 1)
+    assert torch.equal(carried.hidden[:, 0], rows[1]) and float(carried.first.min()) == 1.0
+    assert torch.equal(fresh.action, carried.action)  # of the last episode only the state is left
+    both = seen[0].joined(seen[1])  # read side by side: as if one had followed the other
+    torch.testing.assert_close(policy.read(rows[0], both), rows[2])
+
+
+def test_a_diverged_episode_leaves_no_trace(navigation: Navigation):
+    policy = drawn()
+    (one, _), (row, *_) = trial(policy, navigation)
+    mask = one.mask.clone()
+    mask[1] = 0.0
+    broken = dataclasses.replace(one, mask=mask)
+    read = policy.read(row + 0.3, broken)
+    assert torch.equal(read[1], row[1] + 0.3) and not torch.equal(read[0], row[0] + 0.3)
+
+
+def test_chunks_cut_gradients_and_nothing_else(navigation: Navigation):
+    whole, cut = drawn(), drawn(chunk=5)
+    (one, _), _ = trial(whole, navigation)
+    gradients = []
+    for policy in (whole, cut):
+        row = torch.zeros(4, policy.num_params, requires_grad=True)
+        acts = policy.along(row, one)
+        late, early = acts.mean[:, :, 5:].sum(), acts.mean[:, :, :5].sum()
+        gradients.append(
+            [
+                torch.autograd.grad(x, row, retain_graph=True, allow_unused=True)[0]
+                for x in (late, early)
+            ]
+        )
+    torch.testing.assert_close(gradients[0][1], gradients[1][1])
+    assert float(gradients[0][0].abs().sum()) > 0 and float(gradients[1][0].abs().sum()) == 0
+
+
+def test_advantages_reach_across_the_boundary_of_a_trial():
+    reward, value = torch.tensor([[[1.0, 2.0, 0.0, 4.0]]]), torch.tensor([[[0.5, 1.0, 9.0, 2.0]]])
+    mask = torch.tensor([[[1.0, 1.0, 0.0, 1.0]]])  # the first episode ended a step early
+    last = 4.0 - 2.0
+    middle = 2.0 + 0.9 * 2.0 - 1.0 + 0.9 * 0.8 * last
+    first = 1.0 + 0.9 * 1.0 - 0.5 + 0.9 * 0.8 * middle
+    found = gae(reward, value, mask, 0.9, 0.8)
+    torch.testing.assert_close(found, torch.tensor([[[first, middle, 0.0, last]]]))
+
+
+def make(navigation: Navigation, learner: Rl2, seed: int = 0) -> Rl2:
+    policy = make_policy(navigation, PolicyConfig(), False, "cpu", learner.make_policy)
+    new_learner(learner, policy, seed)
+    return learner
+
+
+def collected(navigation: Navigation, learner: Rl2) -> list[Trajectories]:
+    tasks = navigation.sample(4, generator(0, "train"))
+    with TaskBatch(navigation, tasks, 1, learner.policy, generator(0, "train", 1)) as batch:
+        adaptation = learner.adapt(batch)
+        return [*adaptation.support, batch.collect(adaptation.params)]
+
+
+def test_before_the_first_epoch_the_ratio_is_one_and_later_rewards_credit_earlier_episodes(
+    navigation: Navigation,
+):
+    learner = make(navigation, Rl2(trial_episodes=2))
+    episodes = collected(navigation, learner)
+    targets = learner.with_targets(episodes)
+    advantage = torch.cat([one.advantage for one, _ in targets if one.advantage is not None], -1)
+    assert abs(float(advantage.mean())) < 1e-5
+    assert float(advantage.std(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
+    # With ratio 1 everywhere the surrogate is the mean advantage: of both episodes together, 0.
+    assert float(learner.losses(targets)["policy"]) == pytest.approx(0.0, abs=1e-4)
+    richer = dataclasses.replace(
+        episodes[1], reward=episodes[1].reward + torch.eye(4)[0][:, None, None]
+    )
+    moved = learner.with_targets([episodes[0], richer])[0][1] - targets[0][1]
+    assert float(moved[0, 0, -1]) > float(moved[1, 0, -1])  # the last step before the boundary
+
+
+def test_the_returns_gradient_does_not_enter_the_belief_of_varibad(navigation: Navigation):
+    for learner, enters in ((Rl2(), True), (Varibad(), False)):
+        make(navigation, learner)
+        losses = learner.losses(learner.with_targets(collected(navigation, learner)))
+        encoder = list(learner.policy.encoder.parameters())
+
+        for name in losses.keys() - {"entropy"}:
+            found = torch.autograd.grad(losses[name], encoder, retain_graph=True, allow_unused=True)
+            reached = any(g is not None and bool(g.abs().sum() > 0) for g in found)
+            assert reached == (enters or name == "elbo"), name
+
+
+def linear_gaussian(
+    data: torch.Tensor, slope: torch.Tensor
+) -> tuple[float, DiagonalGaussian, DiagonalGaussian]:
+    """Log evidence, prior and posterior of x_j = slope_j z + N(0, 1) with z ~ N(0, 1)."""
+    covariance = torch.eye(len(data)) + torch.outer(slope, slope)
+    evidence = torch.distributions.MultivariateNormal(torch.zeros(len(data)), covariance)
+    precision = 1 + slope.square().sum()
+    mean = (slope * data).sum() / precision
+    posterior = DiagonalGaussian(mean[None], -0.5 * precision.log()[None])
+    prior = DiagonalGaussian(torch.zeros(1), torch.zeros(1))
+    return float(evidence.log_prob(data)), prior, posterior
+
+
+def test_the_bound_is_the_evidence_at_the_posterior_and_less_by_the_kl_elsewhere():
+    data, slope = torch.tensor([1.0, -0.5, 2.0]), torch.tensor([0.7, 0.2, 1.1])
+    evidence, prior, posterior = linear_gaussian(data, slope)
+    noise = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+
+    def log_likelihood(z: torch.Tensor) -> torch.Tensor:
+        error = (data - slope * z).square()
+        return -0.5 * (error + math.log(2 * math.pi)).sum(-1)
+
+    assert float(elbo(posterior, prior, noise, log_likelihood)) == pytest.approx(evidence, abs=0.02)
+    other = DiagonalGaussian(posterior.mean + 0.4, posterior.log_std + 0.3)
+    gap = float(other.kl(posterior))
+    assert gap > 0.1
+    found = float(elbo(other, prior, noise, log_likelihood))
+    assert found == pytest.approx(evidence - gap, abs=0.02)
+    half = float(elbo(other, prior, noise, log_likelihood, kl_weight=0.5))
+    assert half - found == pytest.approx(0.5 * float(other.kl(prior)), abs=1e-5)
+
+
+def test_the_first_belief_is_held_to_the_standard_normal_and_the_next_to_the_one_before(
+    navigation: Navigation,
+):
+    learner = make(navigation, Varibad(bounds=2, kl_weight=1e3))
+    assert isinstance(learner, Varibad)
+    trials = learner.with_targets(collected(navigation, learner))
+    with torch.no_grad():
+        head = learner.policy.encoder.get_submodule("posterior")
+        for value in head.parameters():
+            value.zero_()
+        constant = float(learner.bound(trials))
+        head.get_parameter("bias").fill_(1.0)  # always the same belief, but not N(0, 1)
+        shifted = float(learner.bound(trials))
+    # Of the four times picked only the first is held to N(0, 1); the others repeat what was.
+    one = DiagonalGaussian(torch.ones(5), torch.ones(5)).kl(
+        DiagonalGaussian(torch.zeros(5), torch.zeros(5))
+    )
+    assert (constant - shifted) / 1e3 == pytest.approx(float(one) / 4 / 40, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("learner", "iterations", "bar"),
+    [(Rl2(), 30, -12.0), (Varibad(), 24, -15.0)],
+    ids=["rl2", "varibad"],
+)
+def test_it_learns_to_use_what_it_saw(
+    navigation: Navigation, learner: Rl2, iterations: int, bar: float
+):
+    make(navigation, learner)
+    for i in range(iterations):
+        meta_iteration(learner, navigation, BatchSize(tasks=20, episodes=10), 0, i)
+    tasks = navigation.sample(20, generator(0, "tasks"), "heldout")
+    with TaskBatch(navigation, tasks, 1, learner.policy, generator(0, "evaluation")) as batch:
+        start = learner.prior(20)
+        seen = batch.collect(start)
+        second = batch.collect(learner.step(start, seen, 0), deterministic=True)
+        other = seen.tasks(torch.arange(20).roll(7))
+        # Sabotage: the state of another task. Within the episode it has to be unlearned.
+        swapped = batch.collect(learner.step(start, other, 0), deterministic=True)
+    good, bad = float(second.mean_return().mean()), float(swapped.mean_return().mean())
+    assert good > bar and good - bad > 2
+
+
+def test_what_is_filmed_acts_as_what_is_collected(navigation: Navigation):
+    policy = drawn()
+    row, tasks = torch.randn(2, 6), navigation.sample(2, generator(0, "train"))
+    with TaskBatch(navigation, tasks, 1, policy, generator(0, "train", 1)) as batch:
+        collected = batch.collect(row, deterministic=True)
+        acting = batch.actor(row)
+        for h in range(20):
+            action = acting(collected.obs[:, :, h].numpy())
+            torch.testing.assert_close(
+                torch.as_tensor(action), batch_action(batch, collected, h), rtol=1e-4, atol=1e-5
+            )
+            acting.hear(collected.reward[:, :, h].numpy())
+
+
+def batch_action(batch: TaskBatch, collected: Trajectories, step: int) -> torch.Tensor:
+    return torch.as_tensor(batch.applied(collected.action[:, :, step].numpy()))
