@@ -23,10 +23,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from agent.config import ConfigError
+from agent.launch import place, processes
 
 COMMANDS = {
     "demo": "the main job: meta-train, evaluate, live through a stream, write a report",
     "train": "meta-train an initialisation on a family of tasks",
+    "curves": "learning curves of several meta-training runs on the same axes, and a table",
     "evaluate": "adapt to held-out tasks and tabulate the returns",
     "continual": "live through a stream of visits, with and without memory",
     "streams": "the streams that there are: list, show NAME, preview NAME (schedule and cost)",
@@ -43,6 +45,7 @@ _EXAMPLES = {
     "demo": "engram demo run=runs/demo",
     "train": "engram train env=half_cheetah_dir learner=meta_sgd run=runs/dir "
     "budget.env_steps=1000000",
+    "curves": "engram curves runs/maml runs/rl2 out=curves.svg 'lines={oracle: 443}'",
     "evaluate": "engram evaluate run=runs/dir split=heldout",
     "continual": "engram continual stream=cheetah_faults "
     "'agents=[engram,meta_init,finetune]' run=runs/faults",
@@ -61,12 +64,15 @@ _BAD_CONFIG, _FAILED, _INTERRUPTED = 2, 1, 130
 _ELSEWHERE = {
     "memory": "agent.memory_tools",
     "streams": "agent.stream_presets",
+    "curves": "agent.curves",
     "doctor": "agent.doctor",
     "compare": "agent.stream_tools",
     "power": "agent.stream_tools",
     "export": "agent.stream_tools",
 }
 """Modules of the commands that are not in ``agent.commands``."""
+_IN_PROCESSES = {"train"}
+"""Commands that torchrun may start in several processes, which divide the work."""
 _OF_AGENTS = {"continual", "doctor"}
 """Commands that have a node of settings for each agent."""
 _WORDS = {
@@ -75,6 +81,7 @@ _WORDS = {
     "compare": ("run", "agents"),
     "power": ("run", "agents"),
     "export": ("run", "metric"),
+    "curves": (None, "runs"),
 }
 """Settings that may be given as words: the first word is the one, all others are the other."""
 
@@ -96,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help(command))
         return 0
     try:
+        _check_processes(command)
         words, rest = _words(command, arguments[1:])
         config = configure(command, rest) | words
         if "--cfg" in arguments:
@@ -103,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return run_command(command, config, "engram " + shlex.join(arguments))
     except ConfigError as error:
+        if place() > 0:  # the first process says the same
+            return _BAD_CONFIG
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return _BAD_CONFIG
@@ -117,15 +127,24 @@ def run_command(command: str, config: dict[str, Any], typed: str) -> int:
         module = importlib.import_module(_ELSEWHERE.get(command, "agent.commands"))
         getattr(module, command)(config, typed)
     except Stopped as stopped:
-        print(stopped)
+        if place() == 0:
+            print(stopped)
         return stopped.exit_code
     except KeyboardInterrupt:
         print("Interrupted. What was saved stays, and the same command goes on from there.")
         return _INTERRUPTED
     except commands.EXPECTED_FAILURES as error:
-        print(f"error: {error}", file=sys.stderr)
+        where = f"process {place()}: " if place() > 0 else ""
+        print(f"error: {where}{error}", file=sys.stderr)
         return _FAILED
     return 0
+
+
+def _check_processes(command: str) -> None:
+    if processes() > 1 and command not in _IN_PROCESSES:
+        raise ConfigError(
+            f"{command} is no work for {processes()} processes; start it without torchrun"
+        )
 
 
 def configure(command: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -148,6 +167,8 @@ def _words(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], list
         return {}, list(arguments)
     rest, (first, others) = list(arguments), _WORDS[command]
     words = [rest.pop(0) for _ in takewhile(_is_word, arguments)]
+    if first is None:  # all are
+        return ({others: words} if words else {}), rest
     given: dict[str, Any] = {first: words[0]} if words else {}
     if others in _groups():  # a choice among YAML files
         return given, [*(f"{others}={word}" for word in words[1:2]), *rest]

@@ -23,10 +23,12 @@ from agent.assemble import (
 from agent.config import build
 from agent.continual.results import read_results
 from agent.continual.summary import summarise
+from agent.distributed import TogetherError, check_divisible, joined, rank
 from agent.evaluate import evaluate as evaluate_learner
 from agent.files import BadFileError, write_json
 from agent.jobs import live_all
 from agent.memory.key.base import IndistinguishableTasksError
+from agent.onlooker import Onlooker
 from agent.progress import console
 from agent.run import CorruptCheckpointError, Run, RunError
 from agent.settings import (
@@ -40,6 +42,7 @@ from agent.settings import (
     TrainSettings,
 )
 from agent.tables import evaluation_table, stream_table
+from agent.tensorboard import require_tensorboard
 from envs.task import TaskError
 
 Config = dict[str, Any]
@@ -51,15 +54,36 @@ EXPECTED_FAILURES = (
     IndistinguishableTasksError,
     BadFileError,
     TaskError,
+    TogetherError,
 )
 # May differ between a run and its continuation without making it another experiment.
-_MAY_CHANGE = {"run", "budget", "curve", "device", "threads", "checkpoint_every", "import_path"}
+_MAY_CHANGE = {
+    "run",
+    "budget",
+    "curve",
+    "device",
+    "threads",
+    "checkpoint_every",
+    "tensorboard",
+    "import_path",
+}
 
 
 def train(config: Config, typed: str) -> None:
     """Meta-train to the budget, or on from where the run folder is."""
     settings = build(config, "", TrainSettings)
-    trained, run = untrained(settings), Run(settings.run)
+    if settings.tensorboard:
+        require_tensorboard()
+    with joined(settings.device):
+        _train(settings, typed)
+
+
+def _train(settings: TrainSettings, typed: str) -> None:
+    """The same, once this process and any others that share the work have met."""
+    check_divisible(settings.batch.tasks)
+    trained = untrained(settings)
+    console.quiet = rank() > 0
+    run = Onlooker(settings.run) if rank() > 0 else Run(settings.run)
     with run.lock():
         run.claim(trained.config, _MAY_CHANGE)
         before = run.progress()
@@ -73,11 +97,12 @@ def train(config: Config, typed: str) -> None:
             checkpoint_every=settings.checkpoint_every,
             seed=settings.seed,
             curve=settings.curve,
+            tensorboard=settings.tensorboard,
         )
         if progress == before:
             console.print(
                 f"{run.folder} is finished: {progress['iteration']} iterations, "
-                f"{progress['env_steps']:,} env steps. A larger budget.env_steps goes on from here."
+                f"{progress['env_steps']:,} env steps. A larger budget goes on from here."
             )
             return
         steps, seconds = progress["env_steps"] + progress["key_steps"], progress["seconds"]

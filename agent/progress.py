@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 console = Console(highlight=False)
 _PLAIN_EVERY_S = 10.0
@@ -24,18 +24,18 @@ class Live:
         """``total_steps`` None: the work is not bounded by a number of steps."""
         self._what, self._total = what, total_steps
         self._last_plain = time.monotonic()
+        self._first: tuple[float, float] | None = None
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task(what, total=total_steps, note="", count="")
+        self._task = self._progress.add_task(what, total=1.0, note="", count="", left="")
 
     def __enter__(self) -> Self:
         """Start drawing."""
@@ -51,16 +51,49 @@ class Live:
         """Stop drawing, leaving the last line."""
         self._progress.stop()
 
-    def update(self, steps: int, note: str) -> None:
-        """Show how far it is, and a few words on how it goes."""
-        total = self._total
-        count = f"{steps:,} env steps" if total is None else f"{steps:,}/{total:,} env steps"
-        shown = steps if total is None else min(steps, total)
-        self._progress.update(self._task, completed=shown, note=note, count=count)
-        now, over = time.monotonic(), total is not None and steps >= total
+    def update(self, steps: int, note: str, share: float | None = None) -> None:
+        """Show how far it is, and a few words on how it goes.
+
+        ``share`` of the work is done, if that is not the same as ``steps`` of the total.
+        """
+        count = f"{steps:,} env steps"
+        if self._total is not None:
+            count = f"{steps:,}/{self._total:,} env steps"
+            share = steps / self._total if share is None else share
+        elif share is not None:
+            count += f", {min(share, 1.0):.0%} of the time"
+        left, over = self._left(share), share is not None and share >= 1
+        done = None if share is None else min(share, 1.0)
+        self._progress.update(self._task, completed=done, note=note, count=count, left=left)
+        now = time.monotonic()
         if not console.is_terminal and (now - self._last_plain > _PLAIN_EVERY_S or over):
             self._last_plain = now
-            console.print(f"{self._what}: {count} | {note}")
+            console.print(f"{self._what}: {count} | {note}" + (f" | {left}" if left else ""))
+
+    def _left(self, share: float | None) -> str:
+        """How long it will take at the pace since the first update; empty if not known yet.
+
+        What was done before that, by an earlier command, took no time here.
+        """
+        if share is None or share >= 1:
+            return ""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (share, now)
+        begun, since = self._first
+        if share <= begun:
+            return ""
+        seconds = (1 - share) * (now - since) / (share - begun)
+        return f"{duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units, such as ``1 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Stop:

@@ -55,6 +55,8 @@ class TrainSettings(Machine):
     """Evaluations during training."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     """Iterations between checkpoints."""
+    tensorboard: bool = False
+    """Whether the metrics are also written to ``<run>/tensorboard``."""
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})

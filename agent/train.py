@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import field
@@ -10,7 +11,19 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
 
+from agent.distributed import (
+    agreed,
+    check_divisible,
+    from_first,
+    gathered,
+    rank,
+    total_over_processes,
+    world_size,
+)
 from agent.evaluate import EvaluationSize, adaptation_curves
 from agent.learners.base import MetaLearner, Metrics
 from agent.memory.key.base import IndistinguishableTasksError
@@ -21,6 +34,7 @@ from agent.progress import Live, Stopped, console, stop_on_signals
 from agent.rollout import TaskBatch
 from agent.run import Run
 from agent.seeding import generator, torch_generator
+from agent.tensorboard import tensorboard_log
 from envs.task import Split, TaskDistribution
 
 
@@ -29,7 +43,7 @@ class BatchSize:
     """What one meta-iteration looks at."""
 
     tasks: Annotated[int, Field(ge=1)] = 6
-    """T."""
+    """T, of all processes together."""
     episodes: Annotated[int, Field(ge=1)] = 10
     """E, per task and adaptation step."""
 
@@ -69,6 +83,9 @@ class Curve:
     """Tasks, steps and episodes of each."""
 
 
+NO_CURVE = Curve()
+
+
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Calibration:
     """Probes of training tasks, once, at the end, on which any key of the memory is fitted."""
@@ -103,32 +120,40 @@ def make_policy(
     return make(obs_size, family.action_size, config, device)
 
 
+# Where the processes' metrics are not simply averaged.
+_SUMMED = {"iteration_steps", "cpu_seconds", "train/diverged"}
+_LONGEST = {"seconds"}
+
+
 def meta_iteration(
     learner: MetaLearner, family: TaskDistribution, size: BatchSize, seed: int, iteration: int
 ) -> Metrics:
-    """One outer step on a fresh batch of tasks."""
+    """One outer step on a fresh batch of tasks, which processes share; metrics are of all."""
     rng = generator(seed, "train", iteration)
     started, cpu_started = time.perf_counter(), time.process_time()
     tasks, copies = family.sample(size.tasks, rng, "train"), size.episodes
     if learner.one_at_a_time:
         tasks, copies = [task for task in tasks for _ in range(copies)], 1
-    with TaskBatch(family, tasks, copies, learner.policy, rng, learner.sees_task) as batch:
+    reveal = learner.sees_task
+    with TaskBatch(family, tasks, copies, learner.policy, rng, reveal, divided=True) as batch:
         adaptation = learner.adapt(batch)
         query = batch.collect(adaptation.params)
         metrics = learner.update(adaptation, query)
         episodes = [*adaptation.support, query]
-        seconds = time.perf_counter() - started
-        return metrics | {
-            "train/return_before": float(episodes[0].returns().nanmean()),
-            "train/return_after": float(query.returns().nanmean()),
+        metrics |= {
+            "train/return_before": _mean_of_all(episodes[0].returns()),
+            "train/return_after": _mean_of_all(query.returns()),
             "train/diverged": float(sum(int(e.diverged.sum()) for e in episodes)),
-            "time/env_steps_per_s": batch.steps_used / seconds,
-            "time/physics_share": batch.physics_s / seconds,
             "iteration_steps": float(batch.steps_used),
             "physics_s": batch.physics_s,
-            "seconds": seconds,
+            "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - cpu_started,
         }
+    metrics = _of_all(metrics)
+    return metrics | {
+        "time/env_steps_per_s": metrics["iteration_steps"] / metrics["seconds"],
+        "time/physics_share": metrics["physics_s"] / metrics["seconds"],
+    }
 
 
 def train(
@@ -141,36 +166,85 @@ def train(
     calibration: Calibration,
     checkpoint_every: int,
     seed: int,
-    curve: Curve | None = None,
+    curve: Curve = NO_CURVE,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Train to the budget, from wherever the run folder says it was. Returns the progress made.
 
+    Processes that train together all come here; the first one reads and writes the run folder.
+
     Raises:
         Stopped: Somebody asked to stop; everything up to the last whole iteration is saved.
+        TogetherError: The batch cannot be divided among the processes, or they lost each other.
     """
-    progress = _NOTHING_YET | (restore(learner, run) or {})
+    check_divisible(size.tasks)
+    progress = _same_start(learner, _NOTHING_YET | (restore(learner, run) or {}))
     run.truncate_log(progress["iteration"])
-    with Live("meta-training", budget.env_steps) as live, stop_on_signals() as stop:
+    board = run.folder / "tensorboard" if tensorboard and rank() == 0 else None
+    with (
+        Live("meta-training", budget.env_steps) as live,
+        tensorboard_log(board, progress["env_steps"]) as show,
+        stop_on_signals() as stop,
+    ):
         while budget.share(progress) < 1:
             metrics = meta_iteration(learner, family, size, seed, progress["iteration"])
             before, progress = progress, _advance(progress, metrics)
-            if curve is not None and _due(curve, before, progress, budget):
+            if rank() == 0 and _due(curve, before, progress, budget):
                 metrics |= curve_point(learner, family, curve, seed)
             facts = {k: progress[k] for k in ("iteration", "env_steps", "seconds")}
             run.log(facts | {"time/cpu_seconds": progress["cpu_seconds"]} | metrics)
-            live.update(progress["env_steps"], _note(metrics))
-            if stop.requested or progress["iteration"] % checkpoint_every == 0:
+            show(metrics, progress["env_steps"])
+            live.update(progress["env_steps"], _note(metrics), budget.share(progress))
+            signal = agreed(stop.signal, learner.state_dict)
+            if signal or progress["iteration"] % checkpoint_every == 0:
                 run.checkpoints.save(learner.state_dict(), progress)
-            if stop.requested:
+            if signal:
                 raise Stopped(
                     f"Stopped after iteration {progress['iteration']}; saved in {run.folder}. "
                     "The same command continues.",
-                    stop.signal,
+                    signal,
                 )
-    if progress.get("key_at") != progress["iteration"]:
+    if progress.get("key_at") != progress["iteration"] and rank() == 0:
         run.checkpoints.save(learner.state_dict(), progress)  # before anything can go wrong
         progress = _calibrated(learner, family, run, calibration, seed, progress)
+    return _from_first(progress)  # nobody leaves before the first has finished
+
+
+def _same_start(learner: MetaLearner, progress: dict[str, Any]) -> dict[str, Any]:
+    """Every process goes on from the learner, and the progress, of the first."""
+    progress = _from_first(progress)
+    if world_size() > 1:
+        state = {k: v.detach().cpu().contiguous() for k, v in learner.state_dict().items()}
+        state = load_tensors(from_first(save_tensors(state)))
+        if rank() > 0:
+            learner.load_state_dict(state)
     return progress
+
+
+def _from_first(progress: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(from_first(json.dumps(progress).encode()))
+
+
+def _mean_of_all(returns: Tensor) -> float:
+    """The mean over the episodes of all processes; those that diverged, NaN, are left out."""
+    if world_size() == 1:
+        return float(returns.nanmean())
+    known = ~returns.isnan()
+    total = torch.stack([returns[known].double().sum(), known.double().sum()])
+    total, count = total_over_processes(total.cpu()).tolist()
+    return total / count if count else float("nan")
+
+
+def _of_all(metrics: Metrics) -> Metrics:
+    """The metrics of all processes as one, the same for all."""
+    names = list(metrics)
+    own = torch.tensor([metrics[name] for name in names], dtype=torch.float64)
+    rows = torch.stack(gathered(own))
+    total, longest = rows.sum(0).tolist(), rows.max(0).values.tolist()
+    return {
+        name: longest[i] if name in _LONGEST else total[i] / (1 if name in _SUMMED else len(rows))
+        for i, name in enumerate(names)
+    }
 
 
 def curve_point(learner: MetaLearner, family: TaskDistribution, curve: Curve, seed: int) -> Metrics:

@@ -66,7 +66,7 @@ class PointTasks(VectorTasks):
 
     def reset(self, seed: int) -> np.ndarray:
         """All points at their starts."""
-        start = self.sample_start(np.random.default_rng(seed), self._ended.size)
+        start = self.own(self.sample_start(np.random.default_rng(seed), self.rows_drawn))
         self._begin(np.arange(len(self.tasks)), start.reshape(self._position.shape))
         return self._position.copy()
 

@@ -110,6 +110,8 @@ class SimulatedTasks(VectorTasks):
         self.model = family.model
         rows = len(tasks) * copies
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+        # torchrun's processes share the cores.
+        threads = -(-threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         # MuJoCo's own integrators compute no contact forces but through a sensor, which RK4 asks
         # too early: there each simulation's whole data is kept and asked afterwards.
         self._forces_by_hand = family.needs_contact_forces and not _has_contact_sensor(self.model)
@@ -159,8 +161,8 @@ class SimulatedTasks(VectorTasks):
     def reset(self, seed: int) -> np.ndarray:
         """Start an episode in every simulation."""
         self._batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE)
-        qpos, qvel = self.sample_reset(np.random.default_rng(seed), len(self.qpos))
-        self._begin(np.arange(len(self.qpos)), qpos, qvel)
+        qpos, qvel = self.sample_reset(np.random.default_rng(seed), self.rows_drawn)
+        self._begin(np.arange(len(self.qpos)), self.own(qpos), self.own(qvel))
         return self._shaped(self.observe())
 
     def restart(

@@ -25,6 +25,26 @@ class VectorTasks(ABC):
     """E, simulators per task."""
     physics_s: float
     """Wall seconds spent inside the simulator since it was opened."""
+    first_row: int = 0
+    """Which of the rows of the whole batch is the first of these."""
+    whole: int | None = None
+    """Rows of the whole batch, if others of them are simulated elsewhere."""
+
+    def be_part(self, first_row: int, whole: int) -> None:
+        """Be the rows from ``first_row`` on of ``whole`` T x E, which start as if all were here.
+
+        ``reset`` then draws for ``rows_drawn`` rows and takes its ``own`` of them.
+        """
+        self.first_row, self.whole = first_row, whole
+
+    @property
+    def rows_drawn(self) -> int:
+        """For how many rows a reset has to draw."""
+        return len(self.tasks) * self.copies if self.whole is None else self.whole
+
+    def own(self, drawn: np.ndarray) -> np.ndarray:
+        """These rows' part of what was drawn for all, ``[rows_drawn, ...]``."""
+        return drawn[self.first_row : self.first_row + len(self.tasks) * self.copies]
 
     @property
     def success(self) -> np.ndarray | None:
@@ -87,6 +107,10 @@ class ConnectedTasks(VectorTasks):
         self.tasks, self.copies, self.physics_s = simulators.tasks, simulators.copies, 0.0
         self._sizes = {"action": family.action_size, "obs": family.raw_obs_size}
         self._read_tasks()
+
+    def be_part(self, first_row: int, whole: int) -> None:
+        """Be some rows of a larger batch."""
+        self._inner.be_part(first_row, whole)
 
     def reset(self, seed: int) -> np.ndarray:
         """Start an episode in every simulator."""

@@ -189,7 +189,7 @@ def test_before_the_first_epoch_the_ratio_is_one_and_later_rewards_credit_earlie
     assert abs(float(advantage.mean())) < 1e-5
     assert float(advantage.std(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
     # With ratio 1 everywhere the surrogate is the mean advantage: of both episodes together, 0.
-    assert float(learner.losses(targets)["policy"]) == pytest.approx(0.0, abs=1e-4)
+    assert float(learner.losses(targets)["policy"].detach()) == pytest.approx(0.0, abs=1e-4)
     richer = dataclasses.replace(
         episodes[1], reward=episodes[1].reward + torch.eye(4)[0][:, None, None]
     )
@@ -301,3 +301,13 @@ def test_what_is_filmed_acts_as_what_is_collected(navigation: Navigation):
 
 def batch_action(batch: TaskBatch, collected: Trajectories, step: int) -> torch.Tensor:
     return torch.as_tensor(batch.applied(collected.action[:, :, step].numpy()))
+
+
+def test_no_more_is_read_than_a_trial_had_in_training(navigation: Navigation):
+    learner = make(navigation, Rl2(trial_episodes=3))
+    episodes = collected(navigation, learner)
+    four = episodes[0].joined(episodes[1]).joined(episodes[2])
+    read = learner.step(learner.prior(4), four, 0)
+    first, more = episodes[0].joined(episodes[1]), four
+    assert torch.equal(read, learner.policy.read(learner.prior(4), first).detach())
+    assert not torch.equal(read, learner.policy.read(learner.prior(4), more).detach())

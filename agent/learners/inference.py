@@ -81,7 +81,11 @@ class BeliefLearner(Learner):
         if n >= self.meta_steps:
             return self.adapted_by_ppo(params, episodes, recall, beta, constraint)
         with torch.no_grad():
-            return pulled(params, self.policy.read(params, episodes), recall, beta)
+            return pulled(params, self.infer(params, episodes), recall, beta)
+
+    def infer(self, params: Tensor, episodes: Trajectories) -> Tensor:
+        """The beliefs ``[T, P]`` after these episodes; extensions may read less than all."""
+        return self.policy.read(params, episodes)
 
     def descend(self, loss: Tensor) -> None:
         """One outer step.

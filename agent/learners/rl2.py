@@ -81,6 +81,11 @@ class Rl2(BeliefLearner):
         self.return_normalizer = ObsNormalizer(1, policy.device)
         """Discounted returns; the critic's errors would drown the policy's gradient unscaled."""
 
+    def infer(self, params: Tensor, episodes: Trajectories) -> Tensor:
+        """Read no more episodes than a trial has before its last; beyond, states drift."""
+        most = max(self.trial_episodes - 1, 1)
+        return self.policy.read(params, episodes.episodes(slice(most)))
+
     def make_heads(self, generator: torch.Generator) -> nn.Module:
         """The critic, on what the policy's head is shown."""
         heads = nn.Module()
@@ -99,9 +104,11 @@ class Rl2(BeliefLearner):
     def update(self, adaptation: Adaptation, query: Trajectories) -> Metrics:
         """PPO over whole trials: the policy, the critic and the recurrence."""
         trial = self.with_targets([*adaptation.support, query])
-        metrics, count = {}, query.reward.shape[0]
+        metrics, order = {}, torch.arange(query.reward.shape[0])
+        parts = min(self.minibatches, len(order))
         for epoch in range(self.outer_epochs):
-            for part in torch.arange(count).roll(epoch).tensor_split(min(self.minibatches, count)):
+            for k in range(parts):
+                part = order[(k + epoch) % parts :: parts]  # of every task; of every process, too
                 losses = self.losses([(one.tasks(part), target[part]) for one, target in trial])
                 self.descend(sum(losses.values(), torch.zeros((), device=query.reward.device)))
                 metrics = {f"train/{name}_loss": float(x.detach()) for name, x in losses.items()}

@@ -52,7 +52,7 @@ class RowTasks(VectorTasks):
 
     def reset(self, seed: int) -> np.ndarray:
         """Start an episode in every environment, each with a seed of its own."""
-        seeds = np.random.SeedSequence(seed).generate_state(len(self._ended))
+        seeds = self.own(np.random.SeedSequence(seed).generate_state(self.rows_drawn))
         obs = self._rows.reset([int(each) for each in seeds])
         self._steps = 0
         self._ended[:] = self._diverged[:] = self._success[:] = False
