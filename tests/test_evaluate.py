@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from agent.evaluate import EvaluationSize, adaptation_curves, evaluate, measure
+from agent.learners.anil import Anil
+from agent.learners.context import Context
 from agent.learners.maml import Maml
 from agent.policy import PolicyConfig
+from agent.protect import Protection
 from agent.seeding import generator
 from agent.train import BatchSize, make_policy, meta_iteration, new_learner
 from agent.types import Trajectories
@@ -115,12 +121,13 @@ def test_scratch_and_random_know_nothing_of_what_was_learned(
         return step(self, params, episodes, n)
 
     monkeypatch.setattr(Maml, "step", spy)
-    one = evaluate(learner, navigation, SIZE, "heldout", 0)
-    assert numbers == [0, 1, 1, 2]  # scratch does not take the meta-learned step 0
+    bare = dataclasses.replace(SIZE, protection=None)
+    one = evaluate(learner, navigation, bare, "heldout", 0)
+    assert numbers == [0, 1]  # scratch never asks the meta-learner for a step
     with torch.no_grad():
         learner.theta += 0.5
         learner.rates *= 2
-    other = evaluate(learner, navigation, SIZE, "heldout", 0)
+    other = evaluate(learner, navigation, bare, "heldout", 0)
     for a, b in zip(one["tasks"], other["tasks"], strict=True):
         assert (a["scratch"], a["random"]) == (b["scratch"], b["random"])
         assert a["returns"] != b["returns"]
@@ -153,3 +160,57 @@ def test_the_spread_is_that_of_the_draws(navigation: Navigation):
     for i, task in enumerate(result["tasks"]):
         assert task["returns"] == pytest.approx(((one + other) / 2)[i].tolist())
         assert task["returns_sd"] == pytest.approx(((one - other).abs() / 2)[i].tolist())
+
+
+class Backwards(Maml):
+    """Moves against the gradient, and far."""
+
+    def step(self, params: torch.Tensor, episodes: Trajectories, n: int, *more: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Five times the way in the wrong direction."""
+        return params - 5 * (super().step(params, episodes, n, *more) - params)
+
+
+def test_protection_costs_no_step_and_saves_what_adaptation_would_spoil(navigation: Navigation):
+    learner: Any = Backwards(inner_rate=1.0)
+    new_learner(learner, make_policy(navigation, PolicyConfig(hidden=[8]), False, "cpu"), 0)
+    tasks = navigation.sample(10, np.random.default_rng(0))
+    start = learner.theta.detach().expand(20, -1)
+    size = EvaluationSize(tasks=10, steps=4, episodes=6, draws=2, eval_episodes=4)
+
+    def curves(protection: Protection | None) -> Any:
+        settings = dataclasses.replace(size, protection=protection)
+        return adaptation_curves(learner, navigation, tasks, start, settings, 0)
+
+    bare, kept = curves(None), curves(Protection(tries=1))
+    assert kept.env_steps == bare.env_steps
+    assert torch.equal(kept.returns[..., :2], bare.returns[..., :2])  # nothing to judge by yet
+    spoilt = bare.returns[..., -1] < bare.returns[..., 0] - 5
+    assert spoilt.double().mean() > 0.5
+    after = kept.returns[..., -1] < kept.returns[..., 0] - 5
+    assert after.double().mean() < 0.1
+    assert float(kept.returns[..., -1].mean()) > float(bare.returns[..., -1].mean()) + 10
+
+
+def test_the_references_of_any_learner_are_networks_that_learn_by_ppo(navigation: Navigation):
+    bare = dataclasses.replace(SIZE, protection=None)
+
+    def references(learner: Any) -> list[Any]:
+        policy = make_policy(
+            navigation, PolicyConfig(hidden=[8]), False, "cpu", learner.make_policy
+        )
+        new_learner(learner, policy, 0)
+        result = evaluate(learner, navigation, bare, "heldout", 0)
+        assert result["protection"] is None
+        return [(task["scratch"], task["random"]) for task in result["tasks"]]
+
+    assert references(Context()) == references(Maml()) == references(Anil())
+    assert references(Maml(gamma=0.5)) != references(Maml())
+
+
+def test_learning_from_scratch_is_never_protected(navigation: Navigation):
+    learner, curves = make(navigation), []
+    for protection in (None, Protection(harm=1e-6, tries=1)):
+        size = dataclasses.replace(SIZE, steps=4, protection=protection)
+        result = evaluate(learner, navigation, size, "heldout", 0)
+        curves.append([[task[who] for task in result["tasks"]] for who in ("scratch", "returns")])
+    assert curves[0][0] == curves[1][0] and curves[0][1] != curves[1][1]

@@ -333,7 +333,7 @@ def test_hostile_manifests_are_refused(folder: MemoryFolder):
         "more of them than fit": with_segment(alive=[[0, 2**40]]) | {"next_uid": 2**41},
         "claimed twice": with_segment(alive=[[0, 1], [0, 1]]),
         "never written": good | {"next_uid": 1},
-        "a later one is needed": good | {"format": 2, "novelty": 1},
+        "a later one is needed": good | {"format": 3, "novelty": 1},
         "Unexpected keyword": good | {"code": "import os"},
     }
     for message, manifest in bad.items():

@@ -20,7 +20,7 @@ from agent.memory.use import (
     used,
 )
 from agent.policy import DiagonalGaussian, GaussianMlp, PolicyConfig
-from agent.types import Recall
+from agent.types import Recall, Trajectories
 from tests.conftest import made_up_episodes
 from tests.test_readers import opened, rows
 
@@ -105,8 +105,8 @@ def test_teachers_without_weight_say_nothing(small_policy: GaussianMlp):
     params = torch.zeros(1, small_policy.num_params)
     episodes = made_up_episodes(small_policy, params, 1, 2, 3)
 
-    def broken(obs: torch.Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian(torch.full((*obs.shape[:-1], 2), torch.nan), torch.zeros(2))
+    def broken(seen: Trajectories) -> DiagonalGaussian:
+        return DiagonalGaussian(torch.full((*seen.reward.shape, 2), torch.nan), torch.zeros(2))
 
     none = replace(recall_to(params), weights=torch.zeros(1, 1))
     recall = function_recall(none, [broken])

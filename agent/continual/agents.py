@@ -19,10 +19,13 @@ from torch import Tensor
 from agent.adapter import Constraint
 from agent.continual.evaluation import Actor
 from agent.continual.life import Hints
+from agent.continual.packing import pack, unpack
 from agent.continual.visit import Visit
-from agent.learners.base import MetaLearner
+from agent.learners.base import MetaLearner, under
 from agent.memory.probes import TrainingProbes
 from agent.policy import Policy
+from agent.protect import Course, Protection
+from agent.run import RunError
 from agent.seeding import torch_generator
 from agent.types import Recall, Trajectories
 
@@ -105,13 +108,26 @@ class PolicyAgent:
     """Nothing: it can live in an endless visit too."""
     isolates: ClassVar[bool] = False
     """Whether it promises that what it would do in a task is never changed by other tasks."""
+    needs_weights: ClassVar[bool] = False
+    """Whether what it adapts must be all of a network's weights, and cannot be a belief."""
 
     episodes: Annotated[int, Field(ge=1)] = 6
     """Episodes per adaptation step."""
+    protect: Protection | None = None
+    """Takes steps back that do harm in their visit, without episodes of its own; null: all are
+    made. (Its record is of one task: no use where boundaries are neither told nor detected.)"""
 
     def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
-        """Start out with the meta-initialisation."""
+        """Start out with the meta-initialisation.
+
+        Raises:
+            RunError: It needs weights to adapt, and the learner adapts a belief.
+        """
+        if self.needs_weights:
+            refuse_beliefs(self, learner)
         self.learner, self.seed = learner, seed
+        self._course: Course | None = None
+        self._used = 0
         self.params = self._meta_init()
         """The policy now, ``[1, P]``."""
         self.score = float("nan")
@@ -121,6 +137,11 @@ class PolicyAgent:
     def policy(self) -> Policy:
         """What turns ``params`` into actions."""
         return self.learner.policy
+
+    @property
+    def teacher(self) -> MetaLearner:
+        """Whose steps it makes."""
+        return self.learner
 
     @property
     def acting(self) -> Actor:
@@ -139,7 +160,10 @@ class PolicyAgent:
 
     def improve(self, visit: Visit) -> None:
         """One adaptation step on fresh episodes."""
+        if visit.used < self._used:  # another visit: nothing is known of its task
+            self._course = None
         self._learn(self._collect(visit), *self._memory_term())
+        self._used = visit.used
 
     def end(self) -> dict[str, Any]:
         """Nothing is kept."""
@@ -153,7 +177,7 @@ class PolicyAgent:
 
     def twin(self) -> PolicyAgent:
         """A copy that can live on without this one noticing; what never changes is shared."""
-        unchanging = [self.learner, getattr(self, "_fit", None)]
+        unchanging = [self.learner, self.teacher, getattr(self, "_fit", None)]
         return copy.deepcopy(self, {id(each): each for each in unchanging if each is not None})
 
     def constraint(self) -> Constraint | None:
@@ -168,25 +192,35 @@ class PolicyAgent:
         """There is nothing to be written."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The policy."""
-        return {
+        """The policy, and the best of the visit if it is protected."""
+        state = {
             "policy.params": self.params,
             "step": torch.tensor(self._step),
             "score": torch.tensor(self.score, dtype=torch.float64),
         }
+        if self.protect is None:
+            return state
+        known = {} if self._course is None else vars(self._course)
+        packed = pack({"used": self._used, **known})
+        return state | {f"protect.{name}": value for name, value in packed.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The policy."""
+        """The policy, and the best of the visit if it is protected."""
         self.params = state["policy.params"].to(self.params.device)
         self._step = int(state["step"])
         self.score = float(state["score"])
+        if self.protect is None:
+            return
+        known = unpack(under(state, "protect."), self.params.device)
+        self._used = known.pop("used")
+        self._course = Course(**known) if known else None
 
     def _meta_init(self) -> Tensor:
         return self.learner.theta.detach()[None].clone()
 
     def _untrained(self, number: int = 0) -> Tensor:
-        """A random initialisation ``[1, P]`` of its own, the same for the same number."""
-        drawn = self.learner.policy.init(torch_generator(self.seed, "init", number))
+        """Random weights ``[1, P]`` of its own, the same for the same number."""
+        drawn = self.learner.policy.plain.init(torch_generator(self.seed, "init", number))
         return drawn.detach()[None]
 
     def _collect(self, visit: Visit) -> Trajectories:
@@ -204,10 +238,30 @@ class PolicyAgent:
 
     def _learn(self, episodes: Trajectories, recall: Recall | None, beta: float) -> None:
         self.score = float(episodes.mean_return())
-        self.params = self.learner.step(
-            self.params, episodes, self._step, recall, beta, self.constraint()
+
+        def step(params: Tensor, seen: Trajectories, n: int) -> Tensor:
+            return self.teacher.step(params, seen, n, recall, beta, self.constraint())
+
+        if self.protect is None:
+            self.params = step(self.params, episodes, self._step)
+            self._step += 1
+            return
+        course = self._course
+        if course is None or not torch.equal(course.params, self.params):
+            course = Course.begin(self.params, self._step)
+        self._course = course = self.protect.step(self.policy, course, episodes, step)
+        self.params, self._step = course.params, int(course.number)
+
+
+def refuse_beliefs(agent: object, learner: MetaLearner) -> None:
+    """Raise a RunError unless what the learner adapts are a network's weights."""
+    if learner.policy.plain is not learner.policy:
+        raise RunError(
+            f"the agent {type(agent).__name__} adapts a network's weights, but the run's learner, "
+            f"{type(learner).__name__}, adapts a belief. Either suits Engram, Matching, "
+            "MetaInit, Finetune, Scratch and Random; or begin from a gradient learner's run "
+            "(init=...)"
         )
-        self._step += 1
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})

@@ -17,6 +17,7 @@ from torch import Tensor
 from agent.adapter import Pull
 from agent.config import build
 from agent.continual.agents import MetaInit
+from agent.continual.evaluation import digest
 from agent.continual.inheritance import inherited, save
 from agent.continual.packing import pack, unpack
 from agent.continual.visit import Visit
@@ -32,6 +33,7 @@ from agent.memory.reader.base import Attempt, Reader, Trial, attempts
 from agent.memory.row import ReturnRecord, Row, Transitions
 from agent.memory.use import FunctionRecall, function_recall, own_teacher, used
 from agent.memory.worth import reweighted_return
+from agent.policy import GaussianMlp
 from agent.seeding import torch_generator
 from agent.types import Recall, Trajectories
 
@@ -85,10 +87,9 @@ class Engram(MetaInit):
         self._reader: Reader = build(self.reader, "reader")
         anchor = learner.theta.detach().clone()
         horizon = probes.probes[0].reward.shape[-1]
-        lineage = lineage_of(anchor)
-        self.store = EpisodicMemory(
-            self.memory, self._key, calibration, learner.policy, anchor, lineage, horizon, seed
-        )
+        lineage = lineage_of(anchor, learner.policy)
+        own = self.memory, self._key, calibration, learner.policy, anchor, lineage, horizon, seed
+        self.store = EpisodicMemory(*own, free=learner.free)
         self._generator = torch_generator(seed, "reader")
         self._time = 0
         if self.open_from is not None:
@@ -99,13 +100,7 @@ class Engram(MetaInit):
         super().begin(visit)
         self._curve, self._acted, self._again = [], None, None
         before = visit.steps_used
-        episodes = min(self.probe_episodes, visit.remaining)
-        self._probe = visit.collect(self.params, episodes, purpose="probe")
-        self.score = float(self._probe.mean_return())
-        # Only keys that are oracles are told what the task is.
-        told = visit.told if isinstance(self._key, GivenKey) else None
-        self._evidence = self._key.encode(self._probe, told)
-        candidates = self.store.candidates(self._evidence, return_so_far(self._probe))
+        candidates = self._recognised(visit)
         trial = self._reader.open(candidates, self._generator)
         made = attempts(
             trial, lambda params, guard: visit.collect(params, 1, guard, "trial"), visit.remaining
@@ -124,7 +119,7 @@ class Engram(MetaInit):
         self._matched = bool(getattr(trial, "matched", believed)[0])
         self._null, self._match = self._belief(trial, candidates, row)
         self._time += visit.steps_used - before
-        return self._told(trial, candidates, made, row)
+        return self._told(candidates, made, row)
 
     def improve(self, visit: Visit) -> None:
         """One adaptation step, on episodes that it has not learned from yet or on fresh ones."""
@@ -171,6 +166,16 @@ class Engram(MetaInit):
             "reason": decision.reason,
             "evicted": list(decision.evicted),
         }
+
+    def _recognised(self, visit: Visit) -> Candidates:
+        """Act in a probe, and find the rows that its task may be of."""
+        episodes = min(self.probe_episodes, visit.remaining)
+        self._probe = visit.collect(self.params, episodes, purpose="probe")
+        self.score = float(self._probe.mean_return())
+        # Only keys that are oracles are told what the task is.
+        told = visit.told if isinstance(self._key, GivenKey) else None
+        self._evidence = self._key.encode(self._probe, told)
+        return self.store.candidates(self._evidence, return_so_far(self._probe))
 
     def _last(self, acted: Tensor, episodes: Trajectories) -> Tensor:
         """The policy after the last step, or the one that ``acted`` before it, ``[1, P]``.
@@ -267,6 +272,9 @@ class Engram(MetaInit):
             self._again = ReturnRecord.of(episodes)
         super()._learn(episodes, recall, beta)
         self._curve.append(self.score)
+        course = self._course
+        if course is not None and torch.equal(course.params, course.best):  # put back, if moved
+            self._acted = course.best, course.episodes or episodes
 
     def _row_of(self, trial: Trial) -> int | None:
         """Uid of the one row that the trial decided on; None where it is a mixture."""
@@ -296,9 +304,7 @@ class Engram(MetaInit):
     def _uids(self) -> Tensor:
         return self.store.bank.snapshot().uids
 
-    def _told(
-        self, trial: Trial, candidates: Candidates, made: list[Attempt], row: int | None
-    ) -> dict[str, Any]:
+    def _told(self, candidates: Candidates, made: list[Attempt], row: int | None) -> dict[str, Any]:
         uids = self._uids()
         tried = [
             {
@@ -323,9 +329,15 @@ class Engram(MetaInit):
         }
 
 
-def lineage_of(anchor: Tensor) -> str:
-    """Names a meta-initialisation ``[P]``: policies from another are in other coordinates."""
-    return hashlib.sha256(json.dumps(anchor.tolist()).encode()).hexdigest()[:16]
+def lineage_of(anchor: Tensor, policy: GaussianMlp | None = None) -> str:
+    """Names a meta-initialisation ``[P]``: policies from another are in other coordinates.
+
+    So are those of a ``policy`` that shares other weights or normalisers between its parameters.
+    """
+    named = hashlib.sha256(json.dumps(anchor.tolist()).encode())
+    if policy is not None and (shared := policy.shared()):
+        named.update(digest(shared).encode())
+    return named.hexdigest()[:16]
 
 
 def return_so_far(probe: Trajectories) -> Tensor:

@@ -29,10 +29,12 @@ def save(
         row = bank.row(uid)
         named = {"label": labels[uid]} if labels.get(uid) else {}
         rows[uid] = row.with_(info={"label": ""} | row.info | named)
-    segments = {"segments": policy.segments}
+    settings: dict[str, Any] = {"segments": policy.segments}
+    if bank.sizes.free:
+        settings["free"] = bank.sizes.free
     with MemoryFolder(folder).writer() as writer:
         writer.set_lineage(
-            memory.lineage, bank.anchor, policy.normalizer.state_dict(), segments, current=True
+            memory.lineage, bank.anchor, policy.normalizer.state_dict(), settings, current=True
         )
         writer.set_encoder(key.version, key.state_dict(), dict(key_settings), current=True)
         writer.mirror(rows)
@@ -42,7 +44,7 @@ def inherited(folder: Path, policy: GaussianMlp, lineage: str) -> Iterator[Row]:
     """The rows of another life, as policies for the normaliser of this one's ``policy``.
 
     Raises:
-        ValueError: They are of networks of another form.
+        ValueError: They are of networks of another form, or beliefs that other weights were told.
     """
     contents = MemoryFolder(folder).contents()
     for uid in contents.uids:
@@ -53,6 +55,12 @@ def inherited(folder: Path, policy: GaussianMlp, lineage: str) -> Iterator[Row]:
             raise ValueError(
                 f"{folder}: row {uid} is a network of layers {form}, "
                 f"this agent's are {policy.segments}"
+            )
+        if row.lineage != lineage and policy.shared():
+            raise ValueError(
+                f"{folder}: row {uid} is a belief of lineage {row.lineage!r}, this agent's weights "
+                f"and normalisers are of {lineage!r}, to which its numbers mean nothing. Only rows "
+                "that were made from the same training run (init=...) can be taken over"
             )
         if row.lineage != lineage and {"mean", "var"} <= origin.state.keys():
             params = row.params.to(policy.device)

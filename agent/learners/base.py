@@ -31,8 +31,6 @@ class MetaLearner(Protocol):
     that adapt by inference. Memory, evaluation and stream only ever see rows.
     """
 
-    policy: GaussianMlp
-    """Turns parameters into actions; carries the normalisers."""
     theta: Tensor
     """Where every task starts, ``[P]``: the meta-initialisation, or the prior belief."""
     task_adapter: PpoAdapter
@@ -44,6 +42,11 @@ class MetaLearner(Protocol):
     one_at_a_time: ClassVar[bool]
     """Whether it learns from trials of one episode after the other: training then opens a
     simulator with one episode for each of T * E trials."""
+
+    @property
+    def policy(self) -> GaussianMlp:
+        """Turns parameters into actions; carries the normalisers."""
+        ...
 
     @property
     def meta_steps(self) -> int:

@@ -87,7 +87,7 @@ def _network(lineage: Lineage, what: str, student: GaussianMlp) -> GaussianMlp:
     if widths and min(widths) > 0:
         config = PolicyConfig(hidden=widths[:-1])
         made = GaussianMlp(segments[0] // widths[0], segments[-1], config, student.device)
-    if made is None or made.segments != segments or made.num_params != len(lineage.anchor):
+    if made is None or made.segments != segments:
         raise TeacherError(
             f"{what}: is not the weights of a plain network (its parts have sizes {segments}); "
             "such rows, beliefs for example, mean nothing without the learner that made them"

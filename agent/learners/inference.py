@@ -6,7 +6,7 @@ penalty could be added to.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import Field
@@ -17,7 +17,24 @@ from agent.adapter import Constraint, pulled
 from agent.belief import BeliefPolicy
 from agent.distributed import mean_gradients
 from agent.learners.base import Learner, adam_state, load_adam, refuse_unless_finite, under
+from agent.policy import GaussianMlp
 from agent.types import Recall, Trajectories
+
+_Make = TypeVar("_Make", bound=GaussianMlp)
+
+
+def own_make(learner: Learner, policy: GaussianMlp, make: type[_Make]) -> _Make:
+    """The policy, which must be of the make that the learner trains.
+
+    Raises:
+        TypeError: It is of another one.
+    """
+    if not isinstance(policy, make):
+        raise TypeError(
+            f"{type(learner).__name__} trains a {make.__name__}, got a {type(policy).__name__}: "
+            "make the policy with learner.make_policy"
+        )
+    return policy
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
@@ -40,10 +57,10 @@ class BeliefLearner(Learner):
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Largest norm of the outer gradient."""
 
-    def setup(self, policy: BeliefPolicy, generator: torch.Generator) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
         """Draw the shared weights."""
         super().setup(policy, generator)
-        self.policy: BeliefPolicy = policy
+        self.policy = policy = own_make(self, policy, BeliefPolicy)
         policy.draw(generator)
         self.theta = policy.init(generator)
         self.heads = self.make_heads(generator).to(policy.device)

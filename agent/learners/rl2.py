@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from agent.advantage import gae, normalize_over_tasks, returns_to_go
 from agent.learners.base import Metrics, under
-from agent.learners.inference import BeliefLearner
+from agent.learners.inference import BeliefLearner, own_make
 from agent.losses import clipped, mean_over_steps, ratio_of
 from agent.networks import mlp
-from agent.policy import ObsNormalizer, PolicyConfig
+from agent.policy import GaussianMlp, ObsNormalizer, PolicyConfig
 from agent.recurrent import RecurrentPolicy
 from agent.rollout import TaskBatch
 from agent.types import Adaptation, Trajectories
@@ -74,10 +74,10 @@ class Rl2(BeliefLearner):
             deltas=self.deltas,
         )
 
-    def setup(self, policy: RecurrentPolicy, generator: torch.Generator) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
         """Draw the shared weights."""
         super().setup(policy, generator)
-        self.policy: RecurrentPolicy = policy
+        self.policy = own_make(self, policy, RecurrentPolicy)
         self.return_normalizer = ObsNormalizer(1, policy.device)
         """Discounted returns; the critic's errors would drown the policy's gradient unscaled."""
 

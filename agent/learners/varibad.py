@@ -17,9 +17,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from agent.belief import step_features
+from agent.learners.inference import own_make
 from agent.learners.rl2 import Rl2, Trial
 from agent.networks import linear, mlp
-from agent.policy import DiagonalGaussian, PolicyConfig
+from agent.policy import DiagonalGaussian, GaussianMlp, PolicyConfig
 from agent.recurrent import RecurrentPolicy
 from agent.types import Trajectories
 
@@ -135,10 +136,10 @@ class Varibad(Rl2):
         heads.decoder = mlp([inputs, 64, 32, outputs], generator, nn.ReLU)
         return heads
 
-    def setup(self, policy: LatentPolicy, generator: torch.Generator) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
         """Draw the shared weights."""
         super().setup(policy, generator)
-        self.policy: LatentPolicy = policy
+        self.policy = own_make(self, policy, LatentPolicy)
         self._noise = torch.Generator().manual_seed(generator.initial_seed())
 
     def exposed(self, shown: Tensor) -> Tensor:

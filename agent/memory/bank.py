@@ -224,7 +224,7 @@ class Bank:
                 f"the saved memory is of lineage {facts['lineage']!r}, this one of "
                 f"{self.lineage!r}: its policies were worked out from another meta-initialisation"
             )
-        saved = Sizes(**facts["sizes"] | {"segments": tuple(facts["sizes"]["segments"])})
+        saved = Sizes.saved(facts["sizes"])
         # Keys may be of any size, as their encoder comes along.
         here = dataclasses.replace(self.sizes, key=saved.key)
         if saved != here or facts["block"] != self.config.block:
@@ -283,6 +283,7 @@ class Bank:
             log.codecs[0].segments,
             start,
             self.config.block,
+            self.sizes.free,
         )
 
     def _position(self, uid: int) -> int:

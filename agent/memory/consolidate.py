@@ -3,7 +3,8 @@
 Frequent rows pull the meta-initialisation a little towards their parameters (a Reptile step, Nichol
 2018), and it then learns to act as they do on the states of their probes (the KL between actions,
 so that rows of another lineage can teach too), held back by a KL to what it did before. Deltas are
-then taken from the new anchor.
+then taken from the new anchor. A prior belief makes the first step only: how it is acted upon is in
+weights that are not the memory's to change.
 
 What probes the tasks must not move with it: keys are of one fixed behaviour.
 """
@@ -78,9 +79,15 @@ def consolidate(
     frequent = sorted(frequent, key=lambda i: -int(rows.visits[i]))[: config.rows]
     teachers = [rows.row(i) for i in frequent]
     uids = tuple(int(rows.uids[i]) for i in frequent)
+    if policy.plain is not policy:
+        kept = [i for i, row in enumerate(teachers) if row.lineage == rows.lineage]
+        teachers, uids = [teachers[i] for i in kept], tuple(uids[i] for i in kept)
     if not teachers:
         return Consolidation(anchor, 0.0, f"no row was visited {config.frequent} times")
-    move = taught(config, policy, anchor, rows.lineage, teachers) - anchor
+    if policy.plain is policy:
+        move = taught(config, policy, anchor, rows.lineage, teachers) - anchor
+    else:
+        move = pulled_by(config, anchor, rows.lineage, teachers) - anchor
     share, reason = 1.0, "not measured"
     if measure is not None:
         share, reason = _harmless(config, anchor, move, measure)
@@ -98,13 +105,8 @@ def taught(
     teachers: Sequence[Row],
 ) -> Tensor:
     """The meta-initialisation ``[P]`` after the Reptile step and the distillation."""
-    weight = torch.tensor([float(row.visits) for row in teachers], device=anchor.device)
-    params = torch.stack([row.params.to(anchor) for row in teachers])
-    own = torch.tensor([row.lineage == lineage for row in teachers], device=anchor.device)
-    theta = anchor
-    if bool(own.any()):
-        target = (weight * own) @ params / (weight * own).sum()
-        theta = anchor + config.reptile * (target - anchor)
+    theta = pulled_by(config, anchor, lineage, teachers)
+    params, weight = _stacked(teachers, anchor)
     obs, mask = _padded([row.probe.obs.to(anchor) for row in teachers])
     mask = mask * (weight / weight.sum() / mask.sum(-1))[:, None]  # sums to 1 over all states
     with torch.no_grad():
@@ -119,6 +121,24 @@ def taught(
             loss.backward()
             optimizer.step()
     return theta.detach()
+
+
+def pulled_by(
+    config: ConsolidateConfig, anchor: Tensor, lineage: str, teachers: Sequence[Row]
+) -> Tensor:
+    """The start ``[P]`` after the Reptile step: a share of the way to the mean of its own rows."""
+    params, weight = _stacked(teachers, anchor)
+    own = torch.tensor([row.lineage == lineage for row in teachers], device=anchor.device)
+    if not bool(own.any()):
+        return anchor
+    target = (weight * own) @ params / (weight * own).sum()
+    return anchor + config.reptile * (target - anchor)
+
+
+def _stacked(teachers: Sequence[Row], anchor: Tensor) -> tuple[Tensor, Tensor]:
+    """Their parameters ``[R, P]`` and visits ``[R]``."""
+    params = torch.stack([row.params.to(anchor) for row in teachers])
+    return params, torch.tensor([float(row.visits) for row in teachers], device=anchor.device)
 
 
 def _harmless(

@@ -30,7 +30,7 @@ from agent.files import BadFileError
 from agent.memory.folder_writer import MemoryWriter
 from agent.memory.manifest import Manifest, MemoryFolderError, Part, load, read_part
 from agent.memory.row import Row
-from agent.memory.row_record import Coding, Record, unpack
+from agent.memory.row_record import Coding, Record, coding_of, unpack
 from agent.memory.segment import DamagedRowError, Segment
 
 _ATTEMPTS = 50
@@ -53,7 +53,7 @@ class Lineage:
     @property
     def coding(self) -> Coding:
         """How its policies are written."""
-        return Coding(self.anchor, tuple(self.settings.get("segments", ())))
+        return coding_of(self.anchor, self.settings)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from agent.memory.manifest import (
     PREVIOUS,
     Manifest,
     MemoryFolderError,
-    Part,
     Rows,
     load,
     part_of,
@@ -29,7 +28,7 @@ from agent.memory.manifest import (
     spans,
 )
 from agent.memory.row import Row
-from agent.memory.row_record import Coding, Record, pack
+from agent.memory.row_record import Record, coding_of, pack
 from agent.memory.segment import Segment, segment_bytes, shape_of
 
 MOST_SEGMENTS = 64
@@ -57,7 +56,7 @@ class MemoryWriter:
         if not is_new:
             self._manifest, fault = load(folder)
         self._codings = {
-            name: Coding(read_part(folder, part)["anchor"], _layers(part))
+            name: coding_of(read_part(folder, part)["anchor"], part.settings)
             for name, part in self._manifest.lineages.items()
         }
         if fault is not None:
@@ -183,7 +182,8 @@ class MemoryWriter:
     ) -> None:
         """What rows of a lineage are relative to, ``anchor [P]``; ``current``: rows written now.
 
-        ``settings["segments"]``: how P divides into layers (see ``Codec``).
+        ``settings["segments"]``: how P divides into layers (see ``Codec``); ``settings["free"]``:
+        spans of P that differ from the anchor, where not all do.
 
         Raises:
             MemoryFolderError: There is another anchor of that name, and rows relative to it.
@@ -199,7 +199,7 @@ class MemoryWriter:
         lineages = self._manifest.lineages | {name: part}
         now = name if current else self._manifest.lineage
         self._publish(replace(self._manifest, lineage=now, lineages=lineages))
-        self._codings[name] = Coding(anchor.detach().cpu().clone(), _layers(part))
+        self._codings[name] = coding_of(anchor.detach().cpu().clone(), part.settings)
 
     def set_encoder(
         self,
@@ -334,10 +334,6 @@ class MemoryWriter:
         for path in self._data.glob("*.safetensors"):
             if path.name not in named:
                 path.rename(path.with_suffix(".orphan"))
-
-
-def _layers(part: Part) -> tuple[int, ...]:
-    return tuple(part.settings.get("segments", ()))
 
 
 def _grouped(rows: Sequence[tuple[int, Record]]) -> list[list[tuple[int, Record]]]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agent.memory.codec import KINDS, Codec
+from agent.memory.codec import KINDS, Codec, Spans
 from agent.memory.columns import Column, Columns
 from agent.memory.packing import json_bytes, json_value, packed, unpacked
 from agent.memory.row import ReturnRecord, Row
@@ -29,6 +29,7 @@ _DEVICE_INTEGERS = ("n", *COUNTERS)
 _PLACES = ("uid", "codec", "place", "anchor", "probe_chunk", "probe_start", "probe_bytes", "steps")
 _NAMES = ("encoder", "lineage")
 _KEPT = ("uid", "codec", "steps", "probe_bytes", *_NAMES, "other_key")
+_CODES = (*(f"codes.{kind}" for kind in KINDS), "codes.whole")
 _ALL = (*_NUMBERS, *_DEVICE_INTEGERS, *_KEPT)
 
 
@@ -48,11 +49,22 @@ class Sizes:
     """A."""
     segments: tuple[int, ...] = ()
     """How P divides into layers, biases and log-stds; codes share no scale across them."""
+    free: Spans = ()
+    """Places of P that adaptation moves; all others are the anchor's and not kept. (): all move."""
 
     def __post_init__(self) -> None:
-        """Check that the segments are those of P."""
+        """Check that the segments and what is free are those of P."""
         if self.segments and sum(self.segments) != self.params:
             raise ValueError(f"segments {self.segments} are not those of {self.params} parameters")
+        ends = [place for span in self.free for place in span]
+        if ends and (ends != sorted(set(ends)) or ends[0] < 0 or ends[-1] > self.params):
+            raise ValueError(f"free={self.free} are not places of {self.params} parameters")
+
+    @classmethod
+    def saved(cls, facts: Mapping[str, Any]) -> Sizes:
+        """What ``asdict`` gave, after JSON has made lists of tuples."""
+        free = tuple((start, stop) for start, stop in facts.get("free", ()))
+        return cls(**{**facts, "segments": tuple(facts["segments"]), "free": free})
 
 
 class Log:
@@ -72,7 +84,9 @@ class Log:
         self.anchors = [anchor]
         """Meta-initialisations that policies are relative to; the first is the present one."""
         segments = sizes.segments or (sizes.params,)
-        self.codecs = [Codec(kind, segments, block) for kind in KINDS]
+        self.codecs = [Codec(kind, segments, block, sizes.free) for kind in KINDS]
+        if sizes.free:  # rows of another lineage differ everywhere
+            self.codecs.append(Codec("float32", segments, block))
         self.pools = [Pool(tiers[0], codec.record_bytes, chunk_rows) for codec in self.codecs]
         self.bands = Pool(tiers[0], 8 * sizes.horizon, chunk_rows)
         self.probes = Arena(tiers[1], _ARENA_BYTES)
@@ -108,7 +122,7 @@ class Log:
             "anchors": self.anchors[0][None],
             "key": (key if own else torch.full((self.sizes.key,), torch.nan))[None],
             "other_keys": key[:0] if own else key,
-            f"codes.{codec.kind}": record[None],
+            _CODES[self.codecs.index(codec)]: record[None],
             "bands": torch.cat([band.detach().float().cpu() for band in record_of])[None],
             "probes": probe,
             "text": json_bytes({"names": [row.encoder, row.lineage], "infos": [row.info]}),
@@ -123,11 +137,11 @@ class Log:
         anchors = torch.tensor([self._anchor(anchor) for anchor in state["anchors"]])
         names = torch.tensor([self._name(name) for name in text["names"]])
         place = torch.zeros(count, dtype=torch.int64)
-        for number, (codec, pool) in enumerate(zip(self.codecs, self.pools, strict=True)):
+        for number, (name, pool) in enumerate(zip(_CODES, self.pools, strict=False)):
             mine = (state["codec"] == number).nonzero()[:, 0]
             if len(mine):
                 place[mine] = pool.size + torch.arange(len(mine))
-                pool.extend(state[f"codes.{codec.kind}"])
+                pool.extend(state[name])
         self.bands.size = first  # a write that failed for want of space may have left more
         self.bands.extend(state["bands"].contiguous().view(torch.uint8))
         pieces = state["probes"].split(state["probe_bytes"].tolist())
@@ -150,11 +164,11 @@ class Log:
         used, state["anchor"] = self.columns["anchor"][at].unique(return_inverse=True)
         anchors = [self.anchors[number] for number in used.tolist()] or self.anchors[:1]
         state["anchors"] = torch.stack(anchors).cpu()
-        for codec, pool in zip(self.codecs, self.pools, strict=True):
-            mine = at[state["codec"] == self.codecs.index(codec)]
+        for number, (name, pool) in enumerate(zip(_CODES, self.pools, strict=False)):
+            mine = at[state["codec"] == number]
             if len(mine):
                 places = self.columns["place"][mine]
-                state[f"codes.{codec.kind}"] = pool.get(places).cpu()
+                state[name] = pool.get(places).cpu()
         state["bands"] = self.bands.get(at).cpu().view(torch.float32)
         probes = [self._probe(i) for i in at.tolist()]
         others = [self.other_keys[i] for i in at.tolist() if i in self.other_keys]

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -26,7 +26,8 @@ from torch import Tensor
 from agent.files import BadFileError, plain, write_atomic
 from agent.run import RunError
 
-FORMAT = 1
+FORMAT = 2
+"""The newest that is read. 2: rows that hold only what differs from the anchor (``free``)."""
 NAME, PREVIOUS = "manifest.json", "manifest.previous.json"
 _LONGEST = 64 * 2**20
 _strict: Any = {"extra": "forbid"}
@@ -76,8 +77,8 @@ class Part(StoredFile):
 class Manifest:
     """One commit."""
 
-    format: int = FORMAT
-    """Of the folder."""
+    format: int = 1
+    """Of the folder: the oldest that can say what is in it."""
     generation: Count = 0
     """Commits so far."""
     next_uid: Count = 0
@@ -127,7 +128,8 @@ class _Envelope:
 
 def publish(folder: Path, manifest: Manifest) -> None:
     """Make this the folder's manifest, for good; what it names must be on the disk by now."""
-    content = asdict(manifest)
+    small = any("free" in part.settings for part in manifest.lineages.values())
+    content = asdict(replace(manifest, format=2 if small else 1))
     data = json.dumps({"sha256": _digest(content), "manifest": content}, allow_nan=False).encode()
     current = folder / NAME
     if current.exists():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agent.memory.bank import Bank, BankConfig, Sizes
 from agent.memory.candidates import Candidates, Residual, StepEvidence, corrupt
+from agent.memory.codec import spans_of
 from agent.memory.decide import Outcome, WriteConfig
 from agent.memory.key.base import Key, score_rows
 from agent.memory.key.likelihood import Likelihood
@@ -61,8 +62,12 @@ class EpisodicMemory:
         lineage: str,
         horizon: int,
         seed: int = 0,
+        free: Tensor | None = None,
     ) -> None:
-        """An empty memory around ``anchor [P]``, for episodes of ``horizon`` steps."""
+        """An empty memory around ``anchor [P]``, for episodes of ``horizon`` steps.
+
+        ``free [P]`` bool: parameters that adaptation moves; rows keep no others. None: all.
+        """
         self.config, self.key, self.calibration = config, key, calibration
         self.policy, self.lineage = policy, lineage
         sizes = Sizes(
@@ -72,6 +77,7 @@ class EpisodicMemory:
             obs=policy.obs_size,
             action=policy.action_size,
             segments=tuple(policy.segments),
+            free=spans_of(free),
         )
         self.bank = Bank(config.bank, sizes, anchor, lineage, policy.device, key.version)
         # The calibration may come from a saved state later.

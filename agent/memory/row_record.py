@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, get_type_hints
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agent.files import plain
-from agent.memory.codec import KINDS, Codec
+from agent.memory.codec import KINDS, Codec, Spans
 from agent.memory.row import Row
 
 _CODE, _PARAMS = "params.code", "params"
@@ -50,6 +51,8 @@ class Coding:
     """The meta-initialisation ``[P]``."""
     segments: tuple[int, ...] = ()
     """How P divides into pieces that share no scale (see ``Codec``)."""
+    free: Spans = ()
+    """Places of P in which policies may differ from the anchor; (): all."""
 
     def encode(self, params: Tensor) -> tuple[str, Tensor] | None:
         """The kind of code and the code of fewest bits that gives back the very same numbers.
@@ -57,10 +60,12 @@ class Coding:
         A policy that has been through a bank's codec has such a code; any other has none.
         """
         delta = params - self.anchor
-        for kind in KINDS[:-1]:
-            code = self._codecs[kind].encode(delta)
-            if torch.equal(self.decode(kind, code), params):
-                return kind, code
+        for name, codec in self._codecs.items():
+            if (codec.kind == KINDS[-1] and not codec.free) or not codec.covers(delta):
+                continue
+            code = codec.encode(delta)
+            if torch.equal(self.decode(name, code), params):
+                return name, code
         return None
 
     def decode(self, kind: str, code: Tensor) -> Tensor:
@@ -69,7 +74,17 @@ class Coding:
 
     @cached_property
     def _codecs(self) -> dict[str, Codec]:
-        return {kind: Codec(kind, self.segments or (len(self.anchor),)) for kind in KINDS}
+        segments = self.segments or (len(self.anchor),)
+        whole = {str(kind): Codec(kind, segments) for kind in KINDS}
+        if not self.free:
+            return whole
+        return {f"free {kind}": Codec(kind, segments, free=self.free) for kind in KINDS} | whole
+
+
+def coding_of(anchor: Tensor, settings: Mapping[str, Any]) -> Coding:
+    """How policies of a lineage of these settings are written."""
+    free = tuple((start, stop) for start, stop in settings.get("free", ()))
+    return Coding(anchor, tuple(settings.get("segments", ())), free)
 
 
 def pack(row: Row, coding: Coding | None = None) -> Record:

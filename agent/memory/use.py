@@ -16,8 +16,8 @@ from agent.memory.reader.base import Trial, recall_of
 from agent.policy import DiagonalGaussian, GaussianMlp, Policy
 from agent.types import Recall, Trajectories
 
-Teacher = Callable[[Tensor], DiagonalGaussian]
-"""A policy as a function, of any make: raw observations ``[T, ..., O]`` to actions."""
+Teacher = Callable[[Trajectories], DiagonalGaussian]
+"""A policy as a function, of any make: episodes to how it would have acted at their steps."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class FunctionRecall(Recall):
 
         Its gradient is that of ``KL(sum_i w_i pi_i || pi_theta)``: the two differ by a constant.
         """
-        mine, total = policy(params, episodes.obs), torch.zeros_like(episodes.mask)
+        mine, total = policy.along(params, episodes), torch.zeros_like(episodes.mask)
         for k, teacher in enumerate(self.teachers):
             with torch.no_grad():
-                theirs = teacher(episodes.obs)
+                theirs = teacher(episodes)
             share = self.weights[:, k, None, None]
             # 0 * inf is not 0: a teacher that counts for nothing must say nothing.
             total = total + torch.where(share > 0, share * theirs.kl(mine), 0.0)
@@ -89,11 +89,11 @@ def used(kind: str, trial: Trial, candidates: Candidates, policy: GaussianMlp) -
 
 def own_teacher(policy: GaussianMlp, params: Tensor) -> Teacher:
     """A policy of the same make as the one that learns, with ``params [T, P]``."""
-    return lambda obs: policy(params, obs)
+    return lambda episodes: policy.along(params, episodes)
 
 
 def function_recall(recall: Recall, teachers: Sequence[Teacher]) -> FunctionRecall:
-    """The same weights, on any policies that take the same observations and give such actions.
+    """The same weights, on any policies that act on the same observations and give such actions.
 
     Raises:
         ValueError: There is not a teacher for each place.

@@ -21,8 +21,8 @@ def reweighted_return(
     no episodes, and far from ``acted`` it says nothing. NaN if every episode diverged.
     """
     device = policy.device
-    theirs = policy(params.to(device)[None], episodes.obs).log_prob(episodes.action)
-    ours = policy(acted.to(device), episodes.obs).log_prob(episodes.action)
+    theirs = policy.along(params.to(device)[None], episodes).log_prob(episodes.action)
+    ours = policy.along(acted.to(device), episodes).log_prob(episodes.action)
     valid = episodes.mask[0].double()
     kept = ~episodes.diverged[0]
     if not bool(kept.any()):

@@ -35,6 +35,8 @@ class Compo(PolicyAgent):
     computes all modules one after the other: its latency grows linearly too.
     """
 
+    needs_weights: ClassVar[bool] = True
+
     needs: ClassVar[Hints] = Hints(task=True, boundary=True)
     isolates: ClassVar[bool] = True
     """A module is chosen by the task's id."""

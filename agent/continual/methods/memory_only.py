@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic.dataclasses import dataclass
 
@@ -34,6 +34,8 @@ class MemoryOnly(Engram):
     (``key``), only the initialisation and its first step are taken away. The observation
     normaliser of meta-training is left to it.
     """
+
+    needs_weights: ClassVar[bool] = True
 
     key: dict[str, Any] = field(default_factory=_no_key)
     """What says which task it is: ``_target_`` and settings of a ``memory.key.base.Key``."""

@@ -33,6 +33,8 @@ class PackNet(PolicyAgent):
     re-visit only these are trained: the task's weights may be part of later tasks' networks.
     """
 
+    needs_weights: ClassVar[bool] = True
+
     needs: ClassVar[Hints] = Hints(task=True, boundary=True)
     isolates: ClassVar[bool] = True
 

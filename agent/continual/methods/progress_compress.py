@@ -36,6 +36,8 @@ class ProgressCompress(PolicyAgent):
     It is told boundaries, no ids, and does not grow. The knowledge base is what it is evaluated by.
     """
 
+    needs_weights: ClassVar[bool] = True
+
     needs: ClassVar[Hints] = Hints(task=False, boundary=True)
     """When to compress."""
 

@@ -14,9 +14,11 @@ from agent.continual.agents import PolicyAgent
 from agent.continual.evaluation import Actor
 from agent.continual.life import Hints
 from agent.continual.visit import Visit
+from agent.learners import transfer
 from agent.learners.base import MetaLearner
 from agent.memory.probes import TrainingProbes
 from agent.policy import Policy
+from agent.seeding import torch_generator
 from agent.types import Recall, Trajectories
 
 
@@ -91,12 +93,23 @@ class Scratch(PolicyAgent):
     def setup(self, learner: MetaLearner, probes: TrainingProbes, seed: int) -> None:
         """Start out before the first visit."""
         super().setup(learner, probes, seed)
+        self._own = transfer.Scratch.beside(learner, torch_generator(seed, "init", 0))
         self._visits = 0
         self.params = self._untrained(0)
 
+    @property
+    def teacher(self) -> MetaLearner:
+        """PPO on plain weights, whatever the learner adapts."""
+        return self._own
+
+    @property
+    def policy(self) -> Policy:
+        """A network of its own form."""
+        return self._own.policy
+
     def begin(self, visit: Visit) -> dict[str, Any]:
-        """A fresh random initialisation, which the meta-learned step is not made for."""
-        self.params, self._step = self._untrained(self._visits), self.learner.meta_steps
+        """A fresh random initialisation."""
+        self.params, self._step = self._untrained(self._visits), 0
         return {}
 
     def end(self) -> dict[str, Any]:
