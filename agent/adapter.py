@@ -147,7 +147,9 @@ class GradientAdapter:
         )
         constraint = (constraint or Constraint()).within(self.free)
         with torch.enable_grad():
-            point = params if params.requires_grad else params.detach().requires_grad_(True)
+            # A view of a leaf asks for gradients even where nothing is recorded of how it was made.
+            inside = differentiate and params.requires_grad
+            point = params if inside else params.detach().requires_grad_(True)
             # Tasks are independent, so the rows of the sum's gradient are too.
             loss = surrogate(policy, point, episodes)
             loss = attracted(loss, policy, point, episodes, recall, beta)

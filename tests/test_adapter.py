@@ -139,3 +139,15 @@ def test_ppo_is_pulled_from_where_the_step_began(small_policy: GaussianMlp, para
     pull = 0.6 * (recall.params[:, 0] - params)
     out = rule.step(small_policy, params, episodes, recall, 0.25)
     torch.testing.assert_close(out, moved + 0.25 * pull)
+
+
+def test_a_step_outside_of_the_graph_takes_a_view_of_a_leaf(small_policy: GaussianMlp):
+    theta = small_policy.init(torch.Generator().manual_seed(0)).requires_grad_(True)
+    episodes = made_up_episodes(small_policy, theta.detach().expand(2, -1), 2, 3, 6)
+    adapter = GradientAdapter(torch.tensor(0.1))
+    with torch.no_grad():
+        view = theta.expand(2, -1)
+        moved = adapter.step(small_policy, view, episodes)
+    assert not moved.requires_grad
+    plain = adapter.step(small_policy, theta.detach().expand(2, -1), episodes)
+    assert torch.equal(moved, plain)

@@ -72,7 +72,8 @@ class LstmAdapter:
         differentiate = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
         constraint = (constraint or Constraint()).within(self.free)
         with torch.enable_grad():
-            point = params if params.requires_grad else params.detach().requires_grad_(True)
+            inside = differentiate and params.requires_grad
+            point = params if inside else params.detach().requires_grad_(True)
             loss = surrogate(policy, point, episodes)
             loss = attracted(loss, policy, point, episodes, recall, beta)
             (gradient,) = torch.autograd.grad(
