@@ -224,7 +224,9 @@ def test_the_actions_are_the_weighted_mean_of_the_prototypes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("learner", [Context(), Matching()], ids=["context", "matching"])
+@pytest.mark.parametrize(
+    "learner", [Context(), Matching(outer_epochs=5)], ids=["context", "matching"]
+)
 def test_it_learns_to_find_the_goal_from_a_probe(navigation: Navigation, learner: Context):
     make(navigation, learner)
     for i in range(30):

@@ -265,3 +265,21 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder: Path):
     steps = json.loads((folder / "r/metrics.jsonl").read_text().splitlines()[-1])["env_steps"]
     assert main([*TRAIN, "run=r", f"budget.env_steps={steps + 1000}"]) == 0
     assert len((folder / "r/metrics.jsonl").read_text().splitlines()) > steps / 480
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["context", "varibad", "anil"])
+def test_every_make_of_learner_is_evaluated_lives_and_remembers(folder: Path, learner: str):
+    calibrated = "calibration.tasks=40"  # of so few a key can be fitted
+    assert main([*TRAIN, calibrated, f"learner={learner}", "run=a"]) == 0
+    assert main(["evaluate", "run=a", "evaluation.tasks=2", "evaluation.draws=1"]) == 0
+    agents = "agents=[engram,matching,meta_init,scratch]"
+    stream = ["continual", "stream=point_recall", "init=a", "run=a", "seeds=[0]", "references=null"]
+    assert main([*stream, agents, "stream.budget_episodes=12"]) == 0
+    lives = [
+        json.loads(path.read_text())
+        for path in sorted((folder / "a").glob("lifetimes/*/life.json"))
+    ]
+    assert [life["agent"] for life in lives] == ["engram", "matching", "meta_init", "scratch"]
+    assert [life["status"] for life in lives] == ["done"] * 4
+    assert main(["report", "run=a"]) == 0

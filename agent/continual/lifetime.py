@@ -220,7 +220,7 @@ class _Lifetime:
             now = self.diary.current
             now.end = acted.returns()[0].tolist()
             now.end_success = None if acted.success is None else acted.success[0].tolist()
-            if isinstance(actor.policy, GaussianMlp):
+            if isinstance(actor.policy, GaussianMlp) and actor.policy.plain is actor.policy:
                 obs = acted.obs[0][acted.mask[0] > 0]
                 some = len(obs) > 0  # all of it may have diverged
                 now.plasticity = plasticity(actor.policy, actor.params, obs) if some else {}
