@@ -142,9 +142,8 @@ class GradientAdapter:
         constraint: Constraint | None = None,
     ) -> Tensor:
         """The rule, once. Stays in the graph where ``params`` or ``rates`` is in one."""
-        differentiate = torch.is_grad_enabled() and (
-            params.requires_grad or self.rates.requires_grad
-        )
+        leaves = (params, *self.learned)
+        differentiate = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
         constraint = (constraint or Constraint()).within(self.free)
         with torch.enable_grad():
             # A view of a leaf asks for gradients even where nothing is recorded of how it was made.
@@ -158,8 +157,17 @@ class GradientAdapter:
                 point,
                 create_graph=differentiate and not self.first_order,
             )
-        moved = params - self.rates * constraint.kept(gradient)
+        moved = params + constraint.kept(self.change(gradient, params, episodes))
         return pulled(params, moved, recall, beta)
+
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        """What of the rule itself may be in a graph."""
+        return (self.rates,)
+
+    def change(self, gradient: Tensor, params: Tensor, episodes: Trajectories) -> Tensor:
+        """Where the ``gradient [T, P]`` takes the parameters; extensions have other rules."""
+        return -self.rates * gradient
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})

@@ -16,11 +16,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from agent.adapter import Adapter, Constraint, attracted, pulled
+from agent.adapter import Adapter, GradientAdapter
 from agent.learners.maml import Maml
-from agent.losses import mean_over_steps, surrogate
-from agent.policy import GaussianMlp, Policy
-from agent.types import Recall, Trajectories
+from agent.losses import mean_over_steps
+from agent.policy import GaussianMlp
+from agent.types import Trajectories
 
 _P = 10.0  # of the preprocessing: magnitudes below exp(-p) are not told apart by their logarithm
 _SEEN = 6  # gradient and loss, two numbers each; value; step
@@ -38,52 +38,29 @@ def preprocessed(x: Tensor) -> Tensor:
     return torch.stack([size, torch.where(large, x.sign(), math.exp(_P) * x)], -1)
 
 
-@dataclasses.dataclass
-class LstmAdapter:
+@dataclasses.dataclass(kw_only=True)
+class LstmAdapter(GradientAdapter):
     """One step of the rule; pure, since the step's number stands in for the gates before.
 
     As in the paper, what the gates see counts as given: nothing is differentiated through it.
     """
 
-    rates: Tensor
-    """alpha: ``[P]``, or a single number; the input gate at initialisation."""
     weights: Tensor
-    """Of the gates' network, ``[R]``."""
+    """Of the gates' network, ``[R]``; ``rates`` are the input gate at initialisation."""
     units: int
     """Its hidden units."""
     done: float
     """Share of the meta-learned steps that were made before this one."""
-    first_order: bool = False
-    """Treat the inner gradient as a constant, as the paper does."""
-    free: Tensor | None = None
-    """``[P]`` bool: the parameters that may move; None: all."""
 
-    def step(
-        self,
-        policy: Policy,
-        params: Tensor,
-        episodes: Trajectories,
-        recall: Recall | None = None,
-        beta: float = 0.0,
-        constraint: Constraint | None = None,
-    ) -> Tensor:
-        """The rule, once. Stays in the graph where ``params`` or the rule's tensors are in one."""
-        leaves = (params, self.rates, self.weights)
-        differentiate = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
-        constraint = (constraint or Constraint()).within(self.free)
-        with torch.enable_grad():
-            inside = differentiate and params.requires_grad
-            point = params if inside else params.detach().requires_grad_(True)
-            loss = surrogate(policy, point, episodes)
-            loss = attracted(loss, policy, point, episodes, recall, beta)
-            (gradient,) = torch.autograd.grad(
-                constraint.penalised(loss, point).sum(),
-                point,
-                create_graph=differentiate and not self.first_order,
-            )
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        """The rates and the gates."""
+        return (self.rates, self.weights)
+
+    def change(self, gradient: Tensor, params: Tensor, episodes: Trajectories) -> Tensor:
+        """``(f - 1) * theta - i * grad``."""
         forget, taken = self.gates(self.seen(gradient, cost(episodes), params))
-        change = (forget - 1) * params - taken * gradient
-        return pulled(params, params + constraint.kept(change), recall, beta)
+        return (forget - 1) * params - taken * gradient
 
     def seen(self, gradient: Tensor, loss: Tensor, params: Tensor) -> Tensor:
         """What the gates see, ``[T, P, 6]``, of ``gradient [T, P]``, ``loss [T]`` and values."""
@@ -141,7 +118,12 @@ class MetaLstm(Maml):
         """The learned rule at step ``n``."""
         done = n / max(self.inner_steps, 1)
         return LstmAdapter(
-            self.rates, self.gate_weights, self.units, done, self.first_order, self.free
+            self.rates,
+            self.first_order,
+            self.free,
+            weights=self.gate_weights,
+            units=self.units,
+            done=done,
         )
 
     def state_dict(self) -> dict[str, Tensor]:
