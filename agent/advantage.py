@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agent.distributed import mean_over_processes
 from agent.policy import ObsNormalizer
 from agent.types import Trajectories
 
@@ -64,17 +63,6 @@ def normalize(advantage: Tensor, mask: Tensor) -> Tensor:
     count = mask.sum((1, 2), keepdim=True).clamp(min=1)
     centred = (advantage - (advantage * mask).sum((1, 2), keepdim=True) / count) * mask
     sd = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-    return centred / (sd + 1e-8)
-
-
-def normalize_over_tasks(advantage: Tensor, mask: Tensor) -> Tensor:
-    """Zero mean and unit sd over the valid steps of all tasks, of all processes; ``[T, E, H]``.
-
-    For trials that are too few per task to be compared with each other alone.
-    """
-    count = mean_over_processes(mask.sum()).clamp(min=1)
-    centred = (advantage - mean_over_processes((advantage * mask).sum()) / count) * mask
-    sd = (mean_over_processes(centred.square().sum()) / count).sqrt()
     return centred / (sd + 1e-8)
 
 

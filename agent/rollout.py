@@ -35,10 +35,13 @@ class TaskBatch:
         rng: np.random.Generator,
         reveal: bool = False,
         divided: bool = False,
+        trials: int = 1,
     ) -> None:
         self._part = own_part(len(tasks)) if divided else slice(0, len(tasks))
         self._whole, tasks = len(tasks), list(tasks)[self._part]
         self.tasks, self.policy, self.episodes = tasks, policy, episodes
+        self.trials = trials
+        """Tasks in succession that are one task, for learners of trials."""
         self._family, self._rng = family, rng
         low, high = family.action_range
         self._scale, self._middle = (high - low) / 2, (high + low) / 2

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Annotated, Any, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -125,17 +126,23 @@ _SUMMED = {"iteration_steps", "cpu_seconds", "train/diverged"}
 _LONGEST = {"seconds"}
 
 
+def training_batch(
+    learner: MetaLearner, family: TaskDistribution, size: BatchSize, rng: np.random.Generator
+) -> TaskBatch:
+    """Fresh tasks of the train split, opened as the learner wants them; this process's share."""
+    tasks = family.sample(size.tasks, rng, "train")
+    trials, episodes = (size.episodes, 1) if learner.one_at_a_time else (1, size.episodes)
+    tasks = [task for task in tasks for _ in range(trials)]
+    return TaskBatch(family, tasks, episodes, learner.policy, rng, learner.sees_task, True, trials)
+
+
 def meta_iteration(
     learner: MetaLearner, family: TaskDistribution, size: BatchSize, seed: int, iteration: int
 ) -> Metrics:
     """One outer step on a fresh batch of tasks, which processes share; metrics are of all."""
     rng = generator(seed, "train", iteration)
     started, cpu_started = time.perf_counter(), time.process_time()
-    tasks, copies = family.sample(size.tasks, rng, "train"), size.episodes
-    if learner.one_at_a_time:
-        tasks, copies = [task for task in tasks for _ in range(copies)], 1
-    reveal = learner.sees_task
-    with TaskBatch(family, tasks, copies, learner.policy, rng, reveal, divided=True) as batch:
+    with training_batch(learner, family, size, rng) as batch:
         adaptation = learner.adapt(batch)
         query = batch.collect(adaptation.params)
         metrics = learner.update(adaptation, query)

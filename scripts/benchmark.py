@@ -3,6 +3,7 @@
 python scripts/benchmark.py simulation: five robots on our engine and on others (5 min).
 python scripts/benchmark.py acting: policies stacked over tasks, and one after another.
 python scripts/benchmark.py memory: reading latency, and top-k against faiss.
+python scripts/benchmark.py learners: meta-training with each learner, beside simulation alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import learner_rates
 import memory_rates
 import simulation_rates
 import torch
@@ -76,6 +78,8 @@ def main() -> None:
             console.print(acting())
         case ["memory"]:
             console.print(*memory_rates.tables(), sep="\n")
+        case ["learners"]:
+            console.print(learner_rates.learners())
         case _:
             sys.exit(__doc__)
 

@@ -15,7 +15,7 @@ from agent.learners.base import MetaLearner
 from agent.rollout import TaskBatch
 from agent.seeding import generator
 from agent.settings import TrainSettings
-from agent.train import BatchSize, make_policy, meta_iteration, new_learner
+from agent.train import BatchSize, make_policy, meta_iteration, new_learner, training_batch
 from envs.navigation import Navigation
 from envs.task import TaskDistribution
 
@@ -51,12 +51,11 @@ def state(learner: MetaLearner) -> dict[str, torch.Tensor]:
 
 def test_adapting_changes_nothing_and_updating_does(name: str, navigation: Navigation):
     learner, rng = born(name, navigation), generator(0, "train", 0)
-    tasks = navigation.sample(3, rng)
-    with TaskBatch(navigation, tasks, 4, learner.policy, rng, learner.sees_task) as batch:
+    with training_batch(learner, navigation, SIZE, rng) as batch:
         before = state(learner)
         adaptation = learner.adapt(batch)
         assert all(torch.equal(before[k], v) for k, v in learner.state_dict().items())
-        assert adaptation.params.shape == (3, learner.policy.num_params)
+        assert adaptation.params.shape == (len(batch.tasks), learner.policy.num_params)
         assert not adaptation.params.requires_grad
         metrics = learner.update(adaptation, batch.collect(adaptation.params))
     assert all(np.isfinite(value) for value in metrics.values())

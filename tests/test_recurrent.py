@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agent.advantage import gae
-from agent.learners.rl2 import Rl2
+from agent.learners.rl2 import Rl2, TrialAdaptation
 from agent.learners.varibad import LatentPolicy, Varibad, elbo
 from agent.policy import DiagonalGaussian, PolicyConfig
 from agent.recurrent import RecurrentPolicy
@@ -195,6 +195,37 @@ def test_before_the_first_epoch_the_ratio_is_one_and_later_rewards_credit_earlie
     )
     moved = learner.with_targets([episodes[0], richer])[0][1] - targets[0][1]
     assert float(moved[0, 0, -1]) > float(moved[1, 0, -1])  # the last step before the boundary
+
+
+def test_what_a_task_pays_more_than_another_is_nobodys_merit(navigation: Navigation):
+    learner = make(navigation, Rl2())
+    episodes = collected(navigation, learner)
+    bonus = torch.tensor([5.0, 5.0, 0.0, 0.0])[:, None, None]  # two trials each of two tasks
+    paid = [dataclasses.replace(one, reward=one.reward + bonus) for one in episodes]
+    with torch.no_grad():
+        targets = learner.with_targets(paid, 2)
+    advantage = torch.cat([one.advantage for one, _ in targets if one.advantage is not None], -1)
+    by_task = advantage.reshape(2, -1)
+    torch.testing.assert_close(by_task.mean(1), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(by_task.std(1, unbiased=False), torch.ones(2), atol=1e-3, rtol=0)
+    assert float(advantage[0].mean()) == pytest.approx(-float(advantage[1].mean()), abs=1e-4)
+    assert abs(float(advantage[0].mean())) > 1e-3  # but one trial may be better than the other
+
+
+def test_a_batch_says_which_trials_are_of_one_task(navigation: Navigation):
+    learner = make(navigation, Rl2())
+    seen: list[int] = []
+    adapt = Rl2.adapt
+
+    def spy(self: Rl2, batch: TaskBatch) -> TrialAdaptation:
+        assert batch.tasks[0] == batch.tasks[3] != batch.tasks[4]
+        seen.append(batch.trials)
+        return adapt(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rl2, "adapt", spy)
+        meta_iteration(learner, navigation, BatchSize(tasks=3, episodes=4), 0, 0)
+    assert seen == [4]
 
 
 def test_the_returns_gradient_does_not_enter_the_belief_of_varibad(navigation: Navigation):

@@ -6,6 +6,7 @@ observation is fed again to the heads (Beck 2023 reports part of a hypernetwork'
 
 from __future__ import annotations
 
+from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from agent.advantage import gae, normalize_over_tasks, returns_to_go
+from agent.advantage import gae, normalize, returns_to_go
 from agent.learners.base import Metrics, under
 from agent.learners.inference import BeliefLearner, own_make
 from agent.losses import clipped, mean_over_steps, ratio_of
@@ -25,6 +26,13 @@ from agent.types import Adaptation, Trajectories
 
 Trial = list[tuple[Trajectories, Tensor]]
 """The episodes of each of T trials ``[T, 1, H]``, with advantages, and the critic's targets."""
+
+
+@plain_dataclass(frozen=True)
+class TrialAdaptation(Adaptation):
+    """The trials up to their last episode; ``trials`` rows in succession are of one task."""
+
+    trials: int
 
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
@@ -92,18 +100,20 @@ class Rl2(BeliefLearner):
         heads.critic = mlp([self.policy.head.obs_size, 64, 64, 1], generator, gain=0.1)
         return heads
 
-    def adapt(self, batch: TaskBatch) -> Adaptation:
+    def adapt(self, batch: TaskBatch) -> TrialAdaptation:
         """All episodes of the trials but the last."""
         params, support = self.prior(len(batch.tasks)), []
         for _ in range(self.trial_episodes - 1):
             support.append(batch.collect(params))
             with torch.no_grad():
                 params = self.policy.read(params, support[-1])
-        return Adaptation(params, support)
+        return TrialAdaptation(params, support, batch.trials)
 
     def update(self, adaptation: Adaptation, query: Trajectories) -> Metrics:
         """PPO over whole trials: the policy, the critic and the recurrence."""
-        trial = self.with_targets([*adaptation.support, query])
+        if not isinstance(adaptation, TrialAdaptation):
+            raise TypeError("an update over trials needs what the learner's own adapt gave")
+        trial = self.with_targets([*adaptation.support, query], adaptation.trials)
         metrics, order = {}, torch.arange(query.reward.shape[0])
         parts = min(self.minibatches, len(order))
         for epoch in range(self.outer_epochs):
@@ -116,8 +126,12 @@ class Rl2(BeliefLearner):
             self.policy.update_normalizers(episodes)
         return metrics
 
-    def with_targets(self, trial: list[Trajectories]) -> Trial:
-        """Advantages and the critic's targets, over the whole trial at once."""
+    def with_targets(self, trial: list[Trajectories], trials: int = 1) -> Trial:
+        """Advantages and the critic's targets, over the whole trial at once.
+
+        Advantages are normalised over the ``trials`` of each task, which stand in succession: what
+        a task pays more than another is nobody's merit.
+        """
         params, values = self.prior(trial[0].reward.shape[0]), []
         with torch.no_grad():
             for one in trial:
@@ -131,7 +145,8 @@ class Rl2(BeliefLearner):
         reward = reward * torch.rsqrt(self.return_normalizer.var + 1e-6)
         advantage = gae(reward, value, mask, self.gamma, self.gae_lambda)
         target = advantage + value
-        advantage = normalize_over_tasks(advantage, mask)
+        by_task = [x[:, 0].unflatten(0, (-1, trials)) for x in (advantage, mask)]
+        advantage = normalize(*by_task).flatten(0, 1)[:, None]
         lengths = [one.reward.shape[-1] for one in trial]
         parts = zip(trial, advantage.split(lengths, -1), target.split(lengths, -1), strict=True)
         return [(one.with_advantage(part), aim) for one, part, aim in parts]

@@ -105,8 +105,9 @@ class Varibad(Rl2):
     """Times of an episode, evenly spaced, whose beliefs must predict the whole trial."""
     decoded: Annotated[int, Field(ge=1)] = 50
     """Steps of a trial, at random, that the bound's likelihood is estimated from."""
-    kl_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    """Of the KL from each belief to the one before (the first: to N(0, 1))."""
+    kl_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Of the KL from each belief to the one before (the first: to N(0, 1)); 1 is the bound itself.
+    With .1 latents grow until they saturate the policy's first layer, which then learns slower."""
     elbo_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Of the negative bound, per predicted step, in the loss."""
     policy_class: ClassVar[type[RecurrentPolicy]] = LatentPolicy
