@@ -295,7 +295,7 @@ def test_the_first_belief_is_held_to_the_standard_normal_and_the_next_to_the_one
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("learner", "iterations", "bar"),
-    [(Rl2(), 30, -12.0), (Varibad(), 24, -15.0)],
+    [(Rl2(), 20, -12.0), (Varibad(), 16, -15.0)],
     ids=["rl2", "varibad"],
 )
 def test_it_learns_to_use_what_it_saw(
