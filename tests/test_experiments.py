@@ -9,7 +9,7 @@ import pytest
 from agent.assemble import build_family
 from agent.cli import configure, main
 from agent.config import build
-from agent.learners.maml import Maml
+from agent.learners.context import Context
 from agent.settings import ContinualSettings, TrainSettings
 
 NAMES = sorted(
@@ -28,24 +28,32 @@ def test_every_experiment_can_be_trained(name: str):
 
 def test_an_experiment_chooses_and_what_is_typed_wins():
     plain = configure("train", [])
-    chosen = configure("train", ["experiment=half_cheetah_dir"])
+    chosen = configure("train", ["experiment=half_cheetah_vel"])
     assert plain["env"]["name"] == "half_cheetah_dir_body"
-    assert chosen["env"]["name"] == "half_cheetah_dir"
+    assert chosen["env"]["name"] == "half_cheetah_vel"
     settings = build(chosen, "", TrainSettings)
-    assert isinstance(build(settings.learner, "learner"), Maml)
-    assert (settings.batch.tasks, settings.batch.episodes) == (6, 10)
-    assert settings.budget.env_steps == 1_000_000 and settings.run == "runs/train"
-    typed = ["env=navigation", "learner=multitask", "batch.tasks=3", "experiment=half_cheetah_dir"]
+    assert isinstance(build(settings.learner, "learner"), Context)
+    assert (settings.batch.tasks, settings.batch.episodes) == (10, 8)
+    assert settings.budget.env_steps == 2_000_000 and settings.run == "runs/train"
+    typed = ["env=navigation", "learner=multitask", "batch.tasks=3", "experiment=half_cheetah_vel"]
     other = configure("train", [*typed, "budget.env_steps=null", "budget.minutes=2"])
     assert other["env"]["name"] == "navigation" and other["learner"]["inner_steps"] == 0
-    assert other["batch"] == {"tasks": 3, "episodes": 10}
+    assert other["batch"] == {"tasks": 3, "episodes": 8}
     assert other["budget"] == {"env_steps": None, "minutes": 2}
 
 
+def test_an_experiment_chooses_the_variant_too():
+    env = build_family(configure("train", ["experiment=ant_dir"])["env"], "env")
+    assert env.variant == "finn2017"
+    assert (
+        build_family(configure("train", ["experiment=finn2017_point"])["env"], "env").horizon == 100
+    )
+
+
 def test_a_stream_can_begin_with_the_meta_training_of_an_experiment():
-    config = configure("continual", ["experiment=half_cheetah_dir", "agents=[meta_init]"])
+    config = configure("continual", ["experiment=half_cheetah_vel", "agents=[meta_init]"])
     settings = build(config, "", ContinualSettings)
-    assert settings.env["name"] == "half_cheetah_dir" and settings.budget.env_steps == 1_000_000
+    assert settings.env["name"] == "half_cheetah_vel" and settings.budget.env_steps == 2_000_000
     assert configure("continual", [])["env"]["name"] == "half_cheetah_dir_body"
 
 
