@@ -60,18 +60,17 @@ class Rl2(BeliefLearner):
     minibatches: Annotated[int, Field(ge=1)] = 4
     """Parts that the trials are divided into, each one outer step."""
     entropy_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
-    """Of the actions' entropy in the objective, in returns' units (normalised advantages)."""
+    """Of the actions' entropy in the objective, whose advantages are normalised."""
     value_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     """Of the critic's squared error in the loss."""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
     """Largest norm of the outer gradient."""
-    policy_class: ClassVar[type[RecurrentPolicy]] = RecurrentPolicy
 
     def make_policy(
         self, obs_size: int, action_size: int, config: PolicyConfig, device: torch.device | str
     ) -> RecurrentPolicy:
         """A recurrent policy."""
-        return self.policy_class(
+        return RecurrentPolicy(
             obs_size,
             action_size,
             config,

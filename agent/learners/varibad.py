@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -110,7 +110,6 @@ class Varibad(Rl2):
     With .1 latents grow until they saturate the policy's first layer, which then learns slower."""
     elbo_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Of the negative bound, per predicted step, in the loss."""
-    policy_class: ClassVar[type[RecurrentPolicy]] = LatentPolicy
 
     def make_policy(
         self, obs_size: int, action_size: int, config: PolicyConfig, device: torch.device | str
