@@ -127,7 +127,7 @@ class PolicyAgent:
             refuse_beliefs(self, learner)
         self.learner, self.seed = learner, seed
         self._course: Course | None = None
-        self._used = 0
+        self._visit_used = 0
         self.params = self._meta_init()
         """The policy now, ``[1, P]``."""
         self.score = float("nan")
@@ -160,10 +160,10 @@ class PolicyAgent:
 
     def improve(self, visit: Visit) -> None:
         """One adaptation step on fresh episodes."""
-        if visit.used < self._used:  # another visit: nothing is known of its task
+        if visit.used < self._visit_used:  # another visit: nothing is known of its task
             self._course = None
         self._learn(self._collect(visit), *self._memory_term())
-        self._used = visit.used
+        self._visit_used = visit.used
 
     def end(self) -> dict[str, Any]:
         """Nothing is kept."""
@@ -201,7 +201,7 @@ class PolicyAgent:
         if self.protect is None:
             return state
         known = {} if self._course is None else vars(self._course)
-        packed = pack({"used": self._used, **known})
+        packed = pack({"used": self._visit_used, **known})
         return state | {f"protect.{name}": value for name, value in packed.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -212,7 +212,7 @@ class PolicyAgent:
         if self.protect is None:
             return
         known = unpack(under(state, "protect."), self.params.device)
-        self._used = known.pop("used")
+        self._visit_used = known.pop("used")
         self._course = Course(**known) if known else None
 
     def _meta_init(self) -> Tensor:
