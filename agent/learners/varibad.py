@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from agent.belief import step_features
+from agent.distributed import own_part, world_size
 from agent.learners.inference import own_make
 from agent.learners.rl2 import Rl2, Trial
 from agent.networks import linear, mlp
@@ -162,7 +163,10 @@ class Varibad(Rl2):
         latents = self.policy.posterior(along)
         before = _before(latents)
         picked = torch.linspace(0, along.shape[1] - 1, self.bounds * len(episodes)).long()
-        noise = torch.randn(1, len(along), len(picked), self.latent, generator=self._noise)
+        # Every process draws for the trials of all, so that each has the noise it has alone.
+        everybodys = len(along) * world_size()
+        noise = torch.randn(1, everybodys, len(picked), self.latent, generator=self._noise)
+        noise = noise[:, own_part(everybodys)]
         bounds = elbo(
             _at(latents, picked),
             _at(before, picked),
