@@ -176,19 +176,40 @@ class Learner:
             "consolidate/moved": float((self.theta.detach() - before).norm()),
         }
 
-    def adapted_by_ppo(
+    @property
+    def meta_steps(self) -> int:
+        """None, unless a learner has a rule of its own."""
+        return 0
+
+    def step(
         self,
         params: Tensor,
         episodes: Trajectories,
-        recall: Recall | None,
-        beta: float,
-        constraint: Constraint | None,
+        n: int,
+        recall: Recall | None = None,
+        beta: float = 0.0,
+        constraint: Constraint | None = None,
     ) -> Tensor:
-        """A step of the task adapter, which moves what is ``free``."""
+        """Step ``n`` at deployment: the meta-learned rule first, then PPO on what is ``free``."""
+        if n < self.meta_steps:
+            with torch.no_grad():
+                return self.meta_step(params, episodes, n, recall, beta, constraint)
         if self.free is not None:
             constraint = (constraint or Constraint()).within(self.free)
         ready = self.advantages(episodes)
         return self.task_adapter.step(self.policy, params, ready, recall, beta, constraint)
+
+    def meta_step(
+        self,
+        params: Tensor,
+        episodes: Trajectories,
+        n: int,
+        recall: Recall | None,
+        beta: float,
+        constraint: Constraint | None,
+    ) -> Tensor:
+        """Step ``n`` by the meta-learned rule, outside of any graph."""
+        raise NotImplementedError
 
 
 def adam_state(optimizer: torch.optim.Optimizer, name: str = "adam") -> dict[str, Tensor]:

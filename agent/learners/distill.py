@@ -17,7 +17,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from agent.adapter import Constraint
 from agent.distributed import mean_gradients, mean_over_processes, rank
 from agent.learners.base import (
     Learner,
@@ -31,7 +30,7 @@ from agent.losses import mean_over_steps
 from agent.memory.files import Lineage, MemoryFolder
 from agent.policy import DiagonalGaussian, GaussianMlp, PolicyConfig
 from agent.rollout import TaskBatch
-from agent.types import Adaptation, Recall, Trajectories
+from agent.types import Adaptation, Trajectories
 
 
 class TeacherError(ValueError):
@@ -134,23 +133,6 @@ class Distill(Learner):
         self._teachers: list[Teacher] = []
         self._probes = self.theta.new_zeros(0, policy.obs_size)
         self._did = DiagonalGaussian(self._probes, self._probes)
-
-    @property
-    def meta_steps(self) -> int:
-        """No step is meta-learned: a student goes on by PPO."""
-        return 0
-
-    def step(
-        self,
-        params: Tensor,
-        episodes: Trajectories,
-        n: int,
-        recall: Recall | None = None,
-        beta: float = 0.0,
-        constraint: Constraint | None = None,
-    ) -> Tensor:
-        """A step of the task adapter, whatever ``n``."""
-        return self.adapted_by_ppo(params, episodes, recall, beta, constraint)
 
     def adapt(self, batch: TaskBatch) -> Adaptation:
         """The student acts as it is.

@@ -85,20 +85,17 @@ class BeliefLearner(Learner):
         """The belief about T tasks of which nothing has been seen, ``[T, P]``."""
         return self.theta.expand(tasks, -1)
 
-    def step(
+    def meta_step(
         self,
         params: Tensor,
         episodes: Trajectories,
         n: int,
-        recall: Recall | None = None,
-        beta: float = 0.0,
-        constraint: Constraint | None = None,
+        recall: Recall | None,
+        beta: float,
+        constraint: Constraint | None,
     ) -> Tensor:
-        """Step ``n`` of a task at deployment: read the episodes first, PPO afterwards."""
-        if n >= self.meta_steps:
-            return self.adapted_by_ppo(params, episodes, recall, beta, constraint)
-        with torch.no_grad():
-            return pulled(params, self.infer(params, episodes), recall, beta)
+        """Read the episodes; a penalty has no gradient here to be added to."""
+        return pulled(params, self.infer(params, episodes), recall, beta)
 
     def infer(self, params: Tensor, episodes: Trajectories) -> Tensor:
         """The beliefs ``[T, P]`` after these episodes; extensions may read less than all."""

@@ -90,21 +90,18 @@ class Maml(Learner):
         """The meta-initialisation for each of T tasks, ``[T, P]``."""
         return self.theta.expand(tasks, -1)
 
-    def step(
+    def meta_step(
         self,
         params: Tensor,
         episodes: Trajectories,
         n: int,
-        recall: Recall | None = None,
-        beta: float = 0.0,
-        constraint: Constraint | None = None,
+        recall: Recall | None,
+        beta: float,
+        constraint: Constraint | None,
     ) -> Tensor:
-        """Step ``n`` of a task at deployment: the meta-learned rule first, PPO afterwards."""
-        if n >= self.meta_steps:
-            return self.adapted_by_ppo(params, episodes, recall, beta, constraint)
-        with torch.no_grad():
-            ready = self.advantages(episodes)
-            return self.rule(n).step(self.policy, params, ready, recall, beta, constraint)
+        """The inner rule, on episodes with advantages."""
+        ready = self.advantages(episodes)
+        return self.rule(n).step(self.policy, params, ready, recall, beta, constraint)
 
     def adapt(self, batch: TaskBatch) -> Adaptation:
         """Collect and step ``inner_steps`` times from the initialisation, on all tasks at once."""

@@ -56,22 +56,19 @@ class Reptile(Learner):
         """Plain gradient steps that the initialisation is made for; none with PPO throughout."""
         return self.inner_steps if self.inner == "gradient" else 0
 
-    def step(
+    def meta_step(
         self,
         params: Tensor,
         episodes: Trajectories,
         n: int,
-        recall: Recall | None = None,
-        beta: float = 0.0,
-        constraint: Constraint | None = None,
+        recall: Recall | None,
+        beta: float,
+        constraint: Constraint | None,
     ) -> Tensor:
-        """Step ``n`` of a task, in training and after it."""
-        if n >= self.meta_steps:
-            return self.adapted_by_ppo(params, episodes, recall, beta, constraint)
+        """A plain gradient step, in training and after it."""
+        ready = self.advantages(episodes)
         adapter = GradientAdapter(params.new_tensor(self.inner_rate))
-        with torch.no_grad():
-            ready = self.advantages(episodes)
-            return adapter.step(self.policy, params, ready, recall, beta, constraint)
+        return adapter.step(self.policy, params, ready, recall, beta, constraint)
 
     def adapt(self, batch: TaskBatch) -> Adaptation:
         """All steps but the last, on all tasks at once."""

@@ -79,23 +79,6 @@ class Scratch(Learner):
         super().setup(policy, generator)
         self.theta = policy.init(generator)
 
-    @property
-    def meta_steps(self) -> int:
-        """No step is meta-learned."""
-        return 0
-
-    def step(
-        self,
-        params: Tensor,
-        episodes: Trajectories,
-        n: int,
-        recall: Recall | None = None,
-        beta: float = 0.0,
-        constraint: Constraint | None = None,
-    ) -> Tensor:
-        """A step of the task adapter, whatever ``n``."""
-        return self.adapted_by_ppo(params, episodes, recall, beta, constraint)
-
     def adapt(self, batch: TaskBatch) -> Adaptation:
         """Act at random, to see what observations are like."""
         return Adaptation(self.theta.expand(len(batch.tasks), -1), [])
