@@ -342,3 +342,20 @@ def test_no_more_is_read_than_a_trial_had_in_training(navigation: Navigation):
     first, more = episodes[0].joined(episodes[1]), four
     assert torch.equal(read, learner.policy.read(learner.prior(4), first).detach())
     assert not torch.equal(read, learner.policy.read(learner.prior(4), more).detach())
+
+
+def test_two_processes_have_the_noise_of_one(
+    navigation: Navigation, monkeypatch: pytest.MonkeyPatch
+):
+    learner = make(navigation, Varibad())
+    assert isinstance(learner, Varibad)
+    trial, start = learner.with_targets(collected(navigation, learner)), learner.state_dict()
+    with torch.no_grad():
+        whole = learner.bound(trial)
+        halves = []
+        for part in (slice(0, 2), slice(2, 4)):
+            learner.load_state_dict(start)
+            monkeypatch.setattr("agent.learners.varibad.world_size", lambda: 2)
+            monkeypatch.setattr("agent.learners.varibad.own_part", lambda rows, own=part: own)
+            halves.append(learner.bound([(one.tasks(part), x[part]) for one, x in trial]))
+    torch.testing.assert_close(torch.stack(halves).mean(), whole)
