@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -40,6 +40,38 @@ def gru(inputs: int, hidden: int, generator: torch.Generator) -> nn.GRU:
     with torch.device("meta"):
         layer = nn.GRU(inputs, hidden, batch_first=True)
     layer = layer.to_empty(device="cpu")
+    _draw(layer, inputs, hidden, generator)
+    return layer
+
+
+class Lstm(nn.Module):
+    """An LSTM whose state ``[..., 2 hidden]`` is its output and then its cell, at every step.
+
+    torch's own layer gives the cell after the last step alone, and episodes end at different ones.
+    Drawn as ``gru`` is, with forget gates biased to remember (by 1; Jozefowicz 2015).
+    """
+
+    def __init__(self, inputs: int, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            cell = nn.LSTMCell(inputs, hidden)
+        self.cell = cell.to_empty(device="cpu")
+        _draw(self.cell, inputs, hidden, generator)
+        with torch.no_grad():
+            self.cell.bias_ih[hidden : 2 * hidden] = 1.0
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """States ``[N, H, 2 hidden]`` along inputs ``[N, H, inputs]`` from ``[1, N, 2 hidden]``."""
+        output, cell = state[0].chunk(2, -1)
+        states = []
+        for step in x.unbind(1):
+            output, cell = self.cell(step, (output, cell))
+            states.append(torch.cat([output, cell], -1))
+        return torch.stack(states, 1), states[-1][None]
+
+
+def _draw(layer: nn.Module, inputs: int, hidden: int, generator: torch.Generator) -> None:
+    """Orthogonal recurrent weights per gate, input weights of variance 1 / inputs, no biases."""
     with torch.no_grad():
         for name, value in layer.named_parameters():
             if name.startswith("weight_ih"):
@@ -49,4 +81,3 @@ def gru(inputs: int, hidden: int, generator: torch.Generator) -> nn.GRU:
                     nn.init.orthogonal_(gate, generator=generator)
             else:
                 value.zero_()
-    return layer

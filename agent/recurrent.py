@@ -1,4 +1,4 @@
-"""Policies that go on inferring the task while they act: a GRU's state is the belief.
+"""Policies that go on inferring the task while they act: a GRU's or LSTM's state is the belief.
 
 A trial is several episodes of one task. Within an episode the state is the carry; from one episode
 to the next it is a row of parameters, so a trial can be stopped, remembered and taken up again.
@@ -6,15 +6,18 @@ to the next it is a row of parameters, so a trial can be stopped, remembered and
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from agent.belief import BeliefPolicy
-from agent.networks import gru, linear
+from agent.networks import Lstm, gru, linear
 from agent.policy import DiagonalGaussian, PolicyConfig
 from agent.types import Trajectories
+
+Cell = Literal["gru", "lstm"]
+"""Kind of recurrence. An LSTM's state is twice as wide: what it shows, and what it keeps."""
 
 
 class Carry(NamedTuple):
@@ -31,16 +34,18 @@ class Carry(NamedTuple):
 
 
 class _Reader(nn.Module):
-    """Embedding and GRU, over (s, last action, last reward, first step of an episode?)."""
+    """Embedding and recurrence, over (s, last action, last reward, first step of an episode?)."""
 
-    def __init__(self, inputs: int, embed: int, hidden: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, inputs: int, embed: int, hidden: int, cell: Cell, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.embed = linear(inputs, embed, generator)
-        self.gru = gru(embed, hidden, generator)
+        self.recurrence = (Lstm if cell == "lstm" else gru)(embed, hidden, generator)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """States ``[N, H, B]`` after each of the inputs ``[N, H, inputs]``, from ``[N, B]``."""
-        out, _ = self.gru(torch.tanh(self.embed(x)), hidden[None])
+        out, _ = self.recurrence(torch.tanh(self.embed(x)), hidden[None])
         return out
 
 
@@ -58,6 +63,7 @@ class RecurrentPolicy(BeliefPolicy):
         config: PolicyConfig | None = None,
         device: torch.device | str = "cpu",
         *,
+        cell: Cell = "gru",
         hidden: int = 64,
         embed: int = 64,
         shown: int | None = None,
@@ -65,13 +71,14 @@ class RecurrentPolicy(BeliefPolicy):
         deltas: bool = False,
     ) -> None:
         """``chunk``: steps after which gradients are cut off (truncated BPTT); None: never."""
+        self.cell: Cell = cell
         self.hidden, self.embed, self.chunk = hidden, embed, chunk
         super().__init__(
             obs_size,
             action_size,
             config,
             device,
-            belief=[hidden],
+            belief=[hidden, hidden] if cell == "lstm" else [hidden],
             shown=hidden if shown is None else shown,
             deltas=deltas,
         )
@@ -80,11 +87,12 @@ class RecurrentPolicy(BeliefPolicy):
         """Fresh shared weights."""
         super().draw(generator)
         inputs = self.obs_size + self.action_size + 2
-        self.encoder = _Reader(inputs, self.embed, self.hidden, generator).to(self.device)
+        reader = _Reader(inputs, self.embed, self.hidden, self.cell, generator)
+        self.encoder = reader.to(self.device)
 
     def shown(self, belief: Tensor) -> Tensor:
-        """The state itself."""
-        return belief
+        """The state's output; an LSTM's cell is not shown."""
+        return belief[..., : self.hidden]
 
     def begin(self, params: Tensor, episodes: int) -> Carry:
         """The belief, at the first step of E episodes of each task."""
@@ -154,7 +162,7 @@ class RecurrentPolicy(BeliefPolicy):
         return torch.cat(parts, 1).unflatten(0, obs.shape[:2])
 
     def _inputs(self, obs: Tensor, action: Tensor, reward: Tensor, first: Tensor) -> Tensor:
-        """What the GRU is shown, ``[..., O + A + 2]``; nothing was paid before a first step."""
+        """What the recurrence sees, ``[..., O + A + 2]``; nothing was paid before a first step."""
         paid = self.reward_normalizer(reward[..., None]) * (1 - first)[..., None]
         parts = [self.normalizer(obs), action.clamp(-1.0, 1.0), paid, first[..., None]]
         return torch.cat(parts, -1)

@@ -12,7 +12,7 @@ from agent.advantage import gae
 from agent.learners.rl2 import Rl2, TrialAdaptation
 from agent.learners.varibad import LatentPolicy, Varibad, elbo
 from agent.policy import DiagonalGaussian, PolicyConfig
-from agent.recurrent import RecurrentPolicy
+from agent.recurrent import Cell, RecurrentPolicy
 from agent.rollout import TaskBatch
 from agent.seeding import generator, torch_generator
 from agent.train import BatchSize, make_policy, meta_iteration, new_learner
@@ -23,9 +23,11 @@ from envs.task import Param
 SMALL = PolicyConfig(hidden=[8])
 
 
-def drawn(obs: int = 2, chunk: int | None = None, latent: bool = False) -> RecurrentPolicy:
+def drawn(
+    obs: int = 2, chunk: int | None = None, latent: bool = False, cell: Cell = "gru"
+) -> RecurrentPolicy:
     make = LatentPolicy if latent else RecurrentPolicy
-    policy = make(obs, 2, SMALL, hidden=6, embed=5, chunk=chunk)
+    policy = make(obs, 2, SMALL, cell=cell, hidden=6, embed=5, chunk=chunk)
     policy.draw(torch_generator(0, "init"))
     policy.reward_normalizer.mean.fill_(-0.5)
     policy.normalizer.var.fill_(0.3)
@@ -51,12 +53,13 @@ def trial(
     return seen, rows
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
 @pytest.mark.parametrize("latent", [False, True])
 @pytest.mark.parametrize("chunk", [None, 1, 5])
 def test_the_rollout_equals_its_re_evaluation(
-    navigation: Navigation, chunk: int | None, latent: bool
+    navigation: Navigation, chunk: int | None, latent: bool, cell: Cell
 ):
-    policy = drawn(chunk=chunk, latent=latent)
+    policy = drawn(chunk=chunk, latent=latent, cell=cell)
     for family in (navigation, square()):
         for one, row in zip(*trial(policy, family), strict=False):
             again = policy.along(row, one).log_prob(one.action)
@@ -78,7 +81,7 @@ def test_the_state_equals_a_gru_stepped_by_hand(navigation: Navigation):
     (one, _), (row, after, _) = trial(policy, navigation)
     reader = policy.encoder
     weight_i, weight_h, bias_i, bias_h = (
-        reader.get_submodule("gru").get_parameter(f"{kind}_l0")
+        reader.get_submodule("recurrence").get_parameter(f"{kind}_l0")
         for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
     hidden, zero = row, torch.zeros(4, 1)
@@ -99,8 +102,29 @@ def test_the_state_equals_a_gru_stepped_by_hand(navigation: Navigation):
     torch.testing.assert_close(hidden, after)
 
 
-def test_the_state_stops_where_an_episode_ends():
-    policy, family = drawn(), square()
+def test_an_lstm_is_torchs_and_shows_its_output_alone(navigation: Navigation):
+    policy = drawn(cell="lstm")
+    assert policy.segments == [6, 6]
+    (one, _), (row, after, _) = trial(policy, navigation)
+    states, cell = policy.states(row, one)[:, 0], policy.encoder.get_submodule("recurrence.cell")
+    layer = torch.nn.LSTM(5, 6, batch_first=True)
+    layer.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
+    assert layer.bias_ih_l0.reshape(4, 6).mean(1).tolist() == [0, 1, 0, 0]  # forget gates' biases
+    seen: list[torch.Tensor] = []
+    hook = policy.encoder.get_submodule("recurrence").register_forward_pre_hook(
+        lambda module, given: seen.append(given[0])
+    )
+    policy.states(row, one)
+    hook.remove()
+    output, (_, last) = layer(seen[0])
+    torch.testing.assert_close(states[..., :6], output)
+    torch.testing.assert_close(after, torch.cat([output[:, -1], last[0]], -1).detach())
+    assert torch.equal(policy.shown(after), after[:, :6])
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_the_state_stops_where_an_episode_ends(cell: Cell):
+    policy, family = drawn(cell=cell), square()
     (one, _), (row, after, _) = trial(policy, family)
     lengths = one.mask[:, 0].sum(-1).long()
     assert bool((lengths < 12).any()) and bool(one.terminated.any())
@@ -295,8 +319,8 @@ def test_the_first_belief_is_held_to_the_standard_normal_and_the_next_to_the_one
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("learner", "iterations", "bar"),
-    [(Rl2(), 20, -12.0), (Varibad(), 16, -15.0)],
-    ids=["rl2", "varibad"],
+    [(Rl2(), 20, -12.0), (Rl2(cell="lstm"), 20, -12.0), (Varibad(), 16, -15.0)],
+    ids=["rl2", "rl2-lstm", "varibad"],
 )
 def test_it_learns_to_use_what_it_saw(
     navigation: Navigation, learner: Rl2, iterations: int, bar: float

@@ -20,7 +20,7 @@ from agent.learners.inference import BeliefLearner, own_make
 from agent.losses import clipped, mean_over_steps, ratio_of
 from agent.networks import mlp
 from agent.policy import GaussianMlp, ObsNormalizer, PolicyConfig
-from agent.recurrent import RecurrentPolicy
+from agent.recurrent import Cell, RecurrentPolicy
 from agent.rollout import TaskBatch
 from agent.types import Adaptation, Trajectories
 
@@ -37,7 +37,7 @@ class TrialAdaptation(Adaptation):
 
 @dataclass(kw_only=True, config={"extra": "forbid"})
 class Rl2(BeliefLearner):
-    """A GRU that is its own learning algorithm."""
+    """A recurrent network that is its own learning algorithm."""
 
     one_at_a_time: ClassVar[bool] = True
 
@@ -47,8 +47,10 @@ class Rl2(BeliefLearner):
     """GAE's lambda."""
     trial_episodes: Annotated[int, Field(ge=1)] = 2
     """Episodes of a trial, in training; their returns count alike."""
+    cell: Cell = "gru"
+    """Kind of recurrence; an LSTM's rows are twice as wide."""
     hidden: Annotated[int, Field(ge=1)] = 64
-    """Width of the GRU's state."""
+    """Width of what it shows of its state."""
     embed: Annotated[int, Field(ge=1)] = 64
     """Width of what it is shown of a step."""
     chunk: Annotated[int, Field(ge=1)] | None = None
@@ -75,6 +77,7 @@ class Rl2(BeliefLearner):
             action_size,
             config,
             device,
+            cell=self.cell,
             hidden=self.hidden,
             embed=self.embed,
             chunk=self.chunk,

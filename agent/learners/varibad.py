@@ -22,7 +22,7 @@ from agent.learners.inference import own_make
 from agent.learners.rl2 import Rl2, Trial
 from agent.networks import linear, mlp
 from agent.policy import DiagonalGaussian, GaussianMlp, PolicyConfig
-from agent.recurrent import RecurrentPolicy
+from agent.recurrent import Cell, RecurrentPolicy
 from agent.types import Trajectories
 
 _LOG_STD_RANGE = (-5.0, 2.0)
@@ -39,6 +39,7 @@ class LatentPolicy(RecurrentPolicy):
         device: torch.device | str = "cpu",
         *,
         latent: int = 5,
+        cell: Cell = "gru",
         hidden: int = 64,
         embed: int = 64,
         chunk: int | None = None,
@@ -51,6 +52,7 @@ class LatentPolicy(RecurrentPolicy):
             action_size,
             config,
             device,
+            cell=cell,
             hidden=hidden,
             embed=embed,
             shown=2 * latent,
@@ -65,7 +67,8 @@ class LatentPolicy(RecurrentPolicy):
 
     def posterior(self, belief: Tensor) -> DiagonalGaussian:
         """The latent task, given states ``[..., B]``; N(0, 1) in the prior's state."""
-        mean, log_std = self.encoder.get_submodule("posterior")(belief).chunk(2, -1)
+        seen = super().shown(belief)
+        mean, log_std = self.encoder.get_submodule("posterior")(seen).chunk(2, -1)
         return DiagonalGaussian(mean, log_std.clamp(*_LOG_STD_RANGE))
 
     def shown(self, belief: Tensor) -> Tensor:
@@ -122,6 +125,7 @@ class Varibad(Rl2):
             config,
             device,
             latent=self.latent,
+            cell=self.cell,
             hidden=self.hidden,
             embed=self.embed,
             chunk=self.chunk,
