@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli import COMMANDS, main
+from scripts import protection
 
 TRAIN = ["train", "env=navigation", "budget.env_steps=2000", "batch.tasks=3", "batch.episodes=4"]
 ROOT = Path(__file__).parent.parent
@@ -249,6 +250,20 @@ def test_scripts_are_the_commands(folder: Path):
         script = ROOT / "scripts" / f"{command}.py"
         done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and f"engram {command}" in done.stdout
+
+
+def test_what_protection_is_worth_is_compared_over_the_same_adaptations(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert main([*TRAIN, "run=r"]) == 0
+    monkeypatch.setattr(protection, "TASKS", 3)
+    table = protection.compared(["r"])
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns["steps"] == ["plain", "protected"] * 2
+    assert columns["episodes"] == ["1", "1", "10", "10"]
+    for name in ("before", "1"):  # the first step is made in any case
+        plain, guarded, *_ = columns[name]
+        assert plain == guarded
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(folder: Path):
