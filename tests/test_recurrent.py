@@ -109,7 +109,8 @@ def test_an_lstm_is_torchs_and_shows_its_output_alone(navigation: Navigation):
     states, cell = policy.states(row, one)[:, 0], policy.encoder.get_submodule("recurrence.cell")
     layer = torch.nn.LSTM(5, 6, batch_first=True)
     layer.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
-    assert layer.bias_ih_l0.reshape(4, 6).mean(1).tolist() == [0, 1, 0, 0]  # forget gates' biases
+    bias = layer.get_parameter("bias_ih_l0")
+    assert bias.reshape(4, 6).mean(1).tolist() == [0, 1, 0, 0]  # of the forget gates: 1
     seen: list[torch.Tensor] = []
     hook = policy.encoder.get_submodule("recurrence").register_forward_pre_hook(
         lambda module, given: seen.append(given[0])
