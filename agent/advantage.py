@@ -71,7 +71,14 @@ def estimate(
 ) -> Trajectories:
     """The episodes with their advantages, normalised per task."""
     with torch.no_grad():
-        target = returns_to_go(episodes.reward, episodes.mask, gamma)
-        value = linear_baseline(normalizer(episodes.obs), target, episodes.mask)
-        advantage = gae(episodes.reward, value, episodes.mask, gamma, lam)
-        return episodes.with_advantage(normalize(advantage, episodes.mask))
+        obs, reward, mask = normalizer(episodes.obs), episodes.reward, episodes.mask
+        return episodes.with_advantage(advantages(obs, reward, mask, gamma, lam))
+
+
+def advantages(obs: Tensor, reward: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """Of each step ``[T, E, H]`` over each task's own baseline, normalised per task.
+
+    ``obs [T, E, H, O]`` should be normalised.
+    """
+    value = linear_baseline(obs, returns_to_go(reward, mask, gamma), mask)
+    return normalize(gae(reward, value, mask, gamma, lam), mask)

@@ -55,7 +55,13 @@ def load_trained(run: Run, machine: Machine) -> Trained:
     saved = read_yaml(path)
     set_up(machine)  # the import path of now, beside the one that the run remembers
     here = {"device": machine.device, "threads": machine.threads}
-    trained = untrained(build(saved | here, "", TrainSettings))
+    try:
+        trained = untrained(build(saved | here, "", TrainSettings))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: {error}\nThe run was made by another version of Engram, whose settings these "
+            "were, or the file was edited; versions.json beside it tells"
+        ) from None
     if training.restore(trained.learner, run) is None:
         raise FileNotFoundError(
             f"{run.folder}: has no checkpoint yet; run its training command first"
@@ -91,7 +97,9 @@ def build_agents(settings: ContinualSettings) -> dict[str, Any]:
 def check_oracle(trained: Trained, oracle: Trained) -> None:
     """What stands beside an agent as its oracle must be one, of the same family."""
     if not oracle.learner.sees_task:
-        raise RunError("oracle=: that run is no oracle; train one with learner=oracle")
+        raise RunError(
+            f"oracle={oracle.config['run']}: is no oracle; train one with learner=oracle"
+        )
     if oracle.config["env"] != trained.config["env"]:
         raise RunError(
             f"oracle=: that oracle was trained on {oracle.family.name!r} with other settings than "
@@ -102,7 +110,10 @@ def check_oracle(trained: Trained, oracle: Trained) -> None:
 def check_not_oracle(learner: MetaLearner, path: str) -> None:
     """An oracle cannot be evaluated or sent through a stream as if it were an agent."""
     if learner.sees_task:
-        raise RunError(f"{path}: is an oracle, which is told the task; expected an agent's learner")
+        raise RunError(
+            f"{path}: is an oracle, which is told the task; expected an agent's learner (a run "
+            "that it is a reference for is evaluated with oracle=)"
+        )
 
 
 def check_fits(trained_on: TaskDistribution, met: TaskDistribution) -> None:

@@ -85,7 +85,8 @@ def _train(settings: TrainSettings, typed: str) -> None:
     console.quiet = rank() > 0
     run = Onlooker(settings.run) if rank() > 0 else Run(settings.run)
     with run.lock():
-        run.claim(trained.config, _MAY_CHANGE)
+        begun = (run.folder / "metrics.jsonl").exists()
+        run.claim(trained.config, _MAY_CHANGE, begun=begun)
         before = run.progress()
         progress = training.train(
             trained.learner,
@@ -171,6 +172,11 @@ def continual(config: Config, typed: str) -> None:
     if elsewhere:
         console.print(f"{elsewhere} lifetimes are being lived by other processes.")
     console.print(f"Wrote {run.folder / 'summary.json'}; a page: engram report run={run.folder}")
+    crashed = sum(life.status == "crashed" for life in results.lives)
+    if crashed:
+        raise RunError(
+            f"{crashed} of {len(results.lives)} lifetimes crashed; crash.txt beside each"
+        )
 
 
 def report(config: Config, typed: str) -> None:

@@ -63,6 +63,8 @@ class Group:
 
 def curves(config: dict[str, Any], typed: str) -> None:
     """Draw the picture, print the table."""
+    if not config["runs"]:
+        raise ConfigError("runs: name some run folders, as in: engram curves runs/a runs/b")
     settings = build(config, "", CurvesSettings)
     ending = Path(settings.out).suffix.removeprefix(".")
     if ending not in _ENDINGS:

@@ -117,13 +117,13 @@ def evaluate(
             part.env_steps for part in (ours, scratch, random, told) if part is not None
         ),
         "mean": {
-            "meta": ours.returns.mean((0, 1)).tolist(),
-            "scratch": scratch.returns.mean((0, 1)).tolist(),
+            "meta": ours.returns.nanmean((0, 1)).tolist(),
+            "scratch": scratch.returns.nanmean((0, 1)).tolist(),
             "success": None if ours.success is None else ours.success.mean(0).tolist(),
-            "random": float(random.returns.mean()),
-            "oracle": None if told is None else float(told.returns.mean()),
+            "random": float(random.returns.nanmean()),
+            "oracle": None if told is None else float(told.returns.nanmean()),
         },
-        "gain_after_one_step": float(gain.mean()),
+        "gain_after_one_step": float(gain.nanmean()),
         "tasks": entries,
     }
 
@@ -140,12 +140,14 @@ def adaptation_curves(
     repeated = [task for task in tasks for _ in range(size.draws)]
     course = Course.begin(params)
     rng = generator(seed, "adaptation")
-    curve = [measure(learner.policy, family, tasks, params, size, seed)]
-    with TaskBatch(family, repeated, size.episodes, learner.policy, rng) as batch:
+    told = learner.sees_task  # an oracle, in training
+    curve = [measure(learner.policy, family, tasks, params, size, seed, reveal=told)]
+    with TaskBatch(family, repeated, size.episodes, learner.policy, rng, told) as batch:
         for _ in range(size.steps):
             episodes = batch.collect(course.params)
             course = progressed(learner.policy, course, episodes, learner.step, size.protection)
-            curve.append(measure(learner.policy, family, tasks, course.params, size, seed))
+            params = course.params
+            curve.append(measure(learner.policy, family, tasks, params, size, seed, reveal=told))
     success = [measured.success for measured in curve if measured.success is not None]
     return Curves(
         torch.stack([measured.returns for measured in curve], -1),

@@ -32,7 +32,13 @@ class Onlooker(Run):
         """The first process holds it."""
         yield
 
-    def claim(self, config: Mapping[str, Any], may_change: Set[str] = frozenset()) -> None:
+    def claim(
+        self,
+        config: Mapping[str, Any],
+        may_change: Set[str] = frozenset(),
+        *,
+        begun: bool = True,
+    ) -> None:
         """Left to the first process."""
 
     def describe(self, config: Mapping[str, Any], name: str = "config.yaml") -> None:

@@ -107,7 +107,8 @@ class RecurrentPolicy(BeliefPolicy):
     def act(self, params: Tensor, obs: Tensor, carry: Carry) -> tuple[DiagonalGaussian, Carry]:
         """Take in what has just been seen, then act on it."""
         inputs = self._inputs(obs, carry.action, carry.reward, carry.first)
-        hidden = self.encoder(inputs.flatten(0, 1)[:, None], carry.hidden.flatten(0, 1))
+        before = carry.hidden.flatten(0, 1).contiguous()  # cuDNN takes no expanded states
+        hidden = self.encoder(inputs.flatten(0, 1)[:, None], before)
         hidden = hidden.unflatten(0, obs.shape[:2])[:, :, 0]
         return self.decide(params, obs, self.shown(hidden)), carry._replace(hidden=hidden)
 
@@ -139,6 +140,13 @@ class RecurrentPolicy(BeliefPolicy):
         last = states[torch.arange(len(states), device=states.device), 0, length]
         belief = torch.where(length[:, None] > 0, last, params[:, : self.belief_size])
         return torch.cat([belief, params[:, self.belief_size :]], -1)
+
+    def settled(self, one: Trajectories, states: Tensor) -> Tensor:
+        """``states [T, 1, H + 1, B]`` of one episode, staying what they are once it has ended."""
+        length = one.mask[:, 0].sum(-1).long()
+        step = torch.arange(states.shape[2], device=states.device)
+        index = torch.minimum(step, length[:, None])[:, None, :, None]
+        return states.gather(2, index.expand_as(states))
 
     def states(self, params: Tensor, episodes: Trajectories) -> Tensor:
         """The state at every step of stored episodes and after the last, ``[T, E, H + 1, B]``.

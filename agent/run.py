@@ -181,14 +181,22 @@ class Run:
                 ) from None
             yield
 
-    def claim(self, config: Mapping[str, Any], may_change: Set[str] = frozenset()) -> None:
+    def claim(
+        self,
+        config: Mapping[str, Any],
+        may_change: Set[str] = frozenset(),
+        *,
+        begun: bool = True,
+    ) -> None:
         """Write the resolved settings and the versions, unless it is another experiment's folder.
+
+        Not ``begun``, an experiment that failed at its start has left nothing but its settings.
 
         Raises:
             RunError: The folder was made with other settings, which are named.
         """
         path, settings = self.folder / "config.yaml", plain(config)
-        if path.exists():
+        if begun and path.exists():
             before = read_yaml(path)
             keys = {key for key in {*before, *settings} if key not in may_change}
             changed = [

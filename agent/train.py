@@ -61,7 +61,7 @@ class Budget:
     @model_validator(mode="after")
     def _check_some(self) -> Self:
         if self.env_steps is None and self.minutes is None:
-            raise ValueError("budget: give env_steps or minutes, or training would never end")
+            raise ValueError("give env_steps or minutes, or training would never end")
         return self
 
     def share(self, progress: Mapping[str, Any]) -> float:

@@ -187,7 +187,7 @@ def test_an_oracle_is_not_taken_for_an_agent_nor_an_agent_for_an_oracle(
     assert main([*TRAIN, "run=other", "learner=oracle", "env.radius=2.0"]) == 0
     wrong = {
         "evaluate run=o": "o: is an oracle",
-        "evaluate run=a oracle=a": "that run is no oracle",
+        "evaluate run=a oracle=a": "oracle=a: is no oracle",
         "evaluate run=a oracle=other": "with other settings",
         "continual init=o stream=point_recall": "init=o: is an oracle",
         "continual learner=oracle stream=point_recall": "learner: is an oracle",
@@ -196,6 +196,32 @@ def test_an_oracle_is_not_taken_for_an_agent_nor_an_agent_for_an_oracle(
         assert main(command.split()) == 1, command
         assert message in capsys.readouterr().err
     assert main(["evaluate", "run=a", "oracle=o", "evaluation.tasks=2"]) == 0
+    # Its learning curve is measured as it acts: told the task.
+    assert main([*TRAIN, "run=o2", "learner=oracle", "curve.every=400"]) == 0
+    assert "curve/after_0" in (folder / "o2/metrics.jsonl").read_text()
+
+
+def test_a_failed_start_leaves_the_folder_to_the_next(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*TRAIN, "learner=distill", "learner.memory=nowhere", "run=r"]) == 1
+    error = capsys.readouterr().err
+    assert "learner.memory=nowhere" in error and "RUN/lifetimes/AGENT-SEED/memory" in error
+    assert main([*TRAIN, "run=r"]) == 0
+    config = (folder / "r/config.yaml").read_text()
+    (folder / "r/config.yaml").write_text(config.replace("inner_rate:", "inner_speed:"))
+    assert main(["evaluate", "run=r"]) == 2
+    error = capsys.readouterr().err
+    assert "r/config.yaml: learner.inner_speed: unknown key" in error and "version" in error
+
+
+@pytest.mark.slow
+def test_a_crashed_lifetime_is_a_failed_command(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*TRAIN, "calibration.tasks=40", "learner=context", "run=a"]) == 0
+    stream = "continual stream=point_recall init=a seeds=1 references=null run=l".split()
+    assert main([*stream, "agents=[ewc]"]) == 0  # importance of beliefs, too
+    assert main([*stream[:-1], "run=m", "agents=[packnet,finetune]"]) == 1
+    assert "1 of 2 lifetimes crashed" in capsys.readouterr().err
 
 
 def test_an_interruption_outside_of_the_loops_is_no_traceback(

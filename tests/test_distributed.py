@@ -64,7 +64,7 @@ with joined("cpu"):
     for learner in LEARNERS:
         stage(learner, learner, 2, f"learner={learner}")
         stage(f"{learner} resumed", learner, 4, f"learner={learner}")
-    for learner, settings in INFERENCE.items():
+    for learner, settings in ONCE.items():
         stage(learner, learner, 1, f"learner={learner}", *settings)
 
     shared, maml.mean_gradients = maml.mean_gradients, lambda leaves: None
@@ -87,12 +87,17 @@ with open(f"{FOLDER}/codes-{rank}.json", "w") as file:
 LEARNERS = ["meta_sgd", "maml"]
 # Not the trust region's: its conjugate gradient in float32 makes 3e-4 of a 1e-8 (in one process
 # too), so that its sharing is tested in float64, below.
-INFERENCE = {
+ONCE = {
+    "fomaml": [],
+    "anil": [],
+    "meta_lstm": [],
+    "reptile": [],
+    "matching": [],
     "context": ["learner.outer_epochs=2"],
     "rl2": ["learner.outer_epochs=2", "learner.minibatches=2"],
     "varibad": ["learner.outer_epochs=2", "learner.minibatches=2", "learner.cell=lstm"],
 }
-"""With few outer steps: Adam makes 1e-3 of the rounding of a gradient that is nearly zero."""
+"""One iteration, with few outer steps: of a gradient that is nearly zero Adam makes 1e-3."""
 
 
 class Together(NamedTuple):
@@ -112,7 +117,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Together:
     """All stages, carried out once."""
     folder = tmp_path_factory.mktemp("together")
     given = f"TRAIN, STEPS, FOLDER = {TRAIN!r}, {STEPS}, {str(folder)!r}\n"
-    given += f"LEARNERS, INFERENCE = {LEARNERS!r}, {INFERENCE!r}\n"
+    given += f"LEARNERS, ONCE = {LEARNERS!r}, {ONCE!r}\n"
     done = together(folder, given + STAGES)
     assert done.returncode == 0, done.stderr
     return Together(folder, done)
@@ -149,10 +154,12 @@ def test_two_processes_with_a_break_equal_one(stages: Together, tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("learner", INFERENCE)
-def test_two_processes_infer_as_one(stages: Together, tmp_path: Path, learner: str):
+@pytest.mark.parametrize("learner", ONCE)
+def test_an_iteration_of_two_processes_is_that_of_one(
+    stages: Together, tmp_path: Path, learner: str
+):
     settings = [f"learner={learner}", f"run={tmp_path}", f"budget.env_steps={STEPS}"]
-    assert main([*TRAIN, *settings, *INFERENCE[learner]]) == 0
+    assert main([*TRAIN, *settings, *ONCE[learner]]) == 0
     assert stages.codes(learner) == [0, 0]
     one, other = (Run(p).checkpoints.load() for p in (tmp_path, stages.folder / f"{learner}-0"))
     assert one is not None and other is not None and one[0].keys() == other[0].keys()
@@ -163,9 +170,9 @@ def test_two_processes_infer_as_one(stages: Together, tmp_path: Path, learner: s
 @pytest.mark.slow
 def test_the_first_process_alone_writes_and_prints(stages: Together):
     written = {path.name for path in stages.folder.iterdir() if path.is_dir()}
-    trained = {*LEARNERS, *INFERENCE, "gradients", "moments", "signal"}
+    trained = {*LEARNERS, *ONCE, "gradients", "moments", "signal"}
     assert written == {f"{name}-0" for name in trained}
-    assert stages.done.stdout.count("Trained: ") == 2 * len(LEARNERS) + len(INFERENCE)
+    assert stages.done.stdout.count("Trained: ") == 2 * len(LEARNERS) + len(ONCE)
 
 
 @pytest.mark.slow

@@ -742,6 +742,8 @@ LEARNS = [
 ]
 SABOTAGED = [
     ("maml", {"inner_steps": 0}, ALL_AROUND, 40),  # -21.2: no inner step in training
+    ("meta_sgd", {"inner_steps": 0}, ALL_AROUND, 40),  # -21.2
+    ("fomaml", {"inner_steps": 0}, ALL_AROUND, 40),  # -21.2
     ("anil", {"inner_steps": 0}, ALL_AROUND, 40),  # -21.3
     ("maml_trpo", {"inner_steps": 0}, ALL_AROUND, 40),  # -20.1
     ("meta_lstm", {"inner_steps": 0}, ALL_AROUND, 40),  # -21.2
@@ -749,6 +751,7 @@ SABOTAGED = [
     ("reptile", {"outer_rate": 0.0}, ALL_AROUND, 2),  # -18.9: no outer step
     ("multitask", {"outer_rate": 1e-9}, AHEAD, 30),  # -19.4
     ("finetune", {"outer_rate": 1e-9}, AHEAD, 30),  # -17.9
+    ("zero_shot", {"outer_rate": 1e-9}, AHEAD, 30),  # -20.6
 ]
 
 

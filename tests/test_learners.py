@@ -91,6 +91,13 @@ def test_none_but_an_oracle_is_told_the_task(
         asked.append(tasks)
         return described(self, tasks)  # pyright: ignore[reportArgumentType]
 
+    def hidden(self: MetaLearner, batch: TaskBatch) -> object:
+        if not learner.sees_task:
+            batch.tasks = [None] * len(batch.tasks)  # pyright: ignore[reportAttributeAccessIssue]
+        return adapt(self, batch)
+
+    adapt = type(learner).adapt
+    monkeypatch.setattr(type(learner), "adapt", hidden)
     monkeypatch.setattr(type(navigation), "describe", spy)
     meta_iteration(learner, navigation, SIZE, 0, 0)
     assert bool(asked) == learner.sees_task == (name == "oracle")

@@ -9,6 +9,7 @@ import torch
 
 from agent.advantage import estimate
 from agent.learners.maml import Maml
+from agent.learners.maml_trpo import MamlTrpo
 from agent.policy import GaussianMlp
 from agent.rollout import TaskBatch
 from agent.seeding import generator, torch_generator
@@ -169,6 +170,21 @@ def test_the_first_steps_are_the_meta_learned_rule_and_the_rest_ppo(small_policy
         ppo = learner.task_adapter.step(small_policy, params, episodes)
         for n, expected in enumerate(by_rule):
             assert torch.equal(learner.step(params, episodes, n), rule if expected else ppo)
+
+
+def test_the_published_rule_goes_on_at_half_its_rate(small_policy: GaussianMlp):
+    learner = MamlTrpo(inner_rate=0.2)
+    learner.setup(small_policy, torch_generator(0, "init"))
+    params = learner.theta.detach().expand(2, -1)
+    episodes = made_up_episodes(small_policy, params, 2, 4, 5)
+    first, second = (learner.step(params, episodes, n) for n in range(2))
+    torch.testing.assert_close(second - params, (first - params) / 2)
+    assert float((first - params).abs().max()) > 1e-3
+    ppo = dataclasses.replace(learner, later_rate=None)
+    ppo.setup(small_policy, torch_generator(0, "init"))
+    ready = ppo.advantages(episodes)
+    expected = ppo.task_adapter.step(small_policy, params, ready)
+    assert torch.equal(ppo.step(params, episodes, 1), expected)
 
 
 def test_advantages_use_the_learners_own_discounts(small_policy: GaussianMlp):

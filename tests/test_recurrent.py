@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from agent.advantage import gae
+from agent.advantage import estimate, gae
+from agent.distributed import TogetherError
 from agent.learners.rl2 import Rl2, TrialAdaptation
 from agent.learners.varibad import LatentPolicy, Varibad, elbo
 from agent.policy import DiagonalGaussian, PolicyConfig
@@ -204,37 +205,44 @@ def collected(navigation: Navigation, learner: Rl2) -> list[Trajectories]:
         return [*adaptation.support, batch.collect(adaptation.params)]
 
 
-def test_before_the_first_epoch_the_ratio_is_one_and_later_rewards_credit_earlier_episodes(
+def test_before_the_first_epoch_the_ratio_is_one_and_later_rewards_count_in_earlier_episodes(
     navigation: Navigation,
 ):
     learner = make(navigation, Rl2(trial_episodes=2))
     episodes = collected(navigation, learner)
-    targets = learner.with_targets(episodes)
-    advantage = torch.cat([one.advantage for one, _ in targets if one.advantage is not None], -1)
-    assert abs(float(advantage.mean())) < 1e-5
-    assert float(advantage.std(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
-    # With ratio 1 everywhere the surrogate is the mean advantage: of both episodes together, 0.
-    assert float(learner.losses(targets)["policy"].detach()) == pytest.approx(0.0, abs=1e-4)
-    richer = dataclasses.replace(
-        episodes[1], reward=episodes[1].reward + torch.eye(4)[0][:, None, None]
-    )
-    moved = learner.with_targets([episodes[0], richer])[0][1] - targets[0][1]
-    assert float(moved[0, 0, -1]) > float(moved[1, 0, -1])  # the last step before the boundary
-
-
-def test_what_a_task_pays_more_than_another_is_nobodys_merit(navigation: Navigation):
-    learner = make(navigation, Rl2())
-    episodes = collected(navigation, learner)
-    bonus = torch.tensor([5.0, 5.0, 0.0, 0.0])[:, None, None]  # two trials each of two tasks
-    paid = [dataclasses.replace(one, reward=one.reward + bonus) for one in episodes]
-    with torch.no_grad():
-        targets = learner.with_targets(paid, 2)
-    advantage = torch.cat([one.advantage for one, _ in targets if one.advantage is not None], -1)
+    trial = learner.with_advantages(episodes, 2)
+    advantage = torch.cat([one.advantage for one in trial if one.advantage is not None], -1)
     by_task = advantage.reshape(2, -1)
     torch.testing.assert_close(by_task.mean(1), torch.zeros(2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(by_task.std(1, unbiased=False), torch.ones(2), atol=1e-3, rtol=0)
-    assert float(advantage[0].mean()) == pytest.approx(-float(advantage[1].mean()), abs=1e-4)
-    assert abs(float(advantage[0].mean())) > 1e-3  # but one trial may be better than the other
+    torch.testing.assert_close(by_task.std(1, unbiased=False), torch.ones(2), atol=1e-4, rtol=0)
+    # With ratio 1 everywhere the surrogate is the mean advantage: of both episodes together, 0.
+    assert float(learner.losses(trial)["policy"].detach()) == pytest.approx(0.0, abs=1e-4)
+    first, second = episodes
+    bonus = torch.eye(4)[0][:, None, None]  # in the first trial's second episode
+    richer = dataclasses.replace(second, reward=second.reward + bonus)
+    found = learner.with_advantages([first, richer], 2)[0].advantage
+    assert found is not None and trial[0].advantage is not None
+    moved = (found - trial[0].advantage)[:, 0]
+    assert float(moved[0].abs().max()) > 0.1  # in its first episode
+    assert torch.equal(moved[2:], torch.zeros_like(moved[2:]))  # another task
+
+
+def test_advantages_of_a_trial_are_those_of_one_long_episode(navigation: Navigation):
+    learner = make(navigation, Rl2(trial_episodes=3, gamma=0.9, gae_lambda=0.7))
+    episodes = collected(navigation, learner)
+    learner.policy.normalizer.mean.fill_(0.2)
+    names = ("obs", "action", "log_prob", "reward", "mask")
+    long = {name: torch.cat([getattr(one, name) for one in episodes], 2) for name in names}
+    long = {name: torch.cat([x[:2], x[2:]], 1) for name, x in long.items()}  # 2 trials a task
+    ends = {name: getattr(episodes[-1], name) for name in ("final_obs", "terminated", "diverged")}
+    ends = {name: torch.cat([x[:2], x[2:]], 1) for name, x in ends.items()}
+    oracle = estimate(Trajectories(**long, **ends), learner.policy.normalizer, 0.9, 0.7).advantage
+    assert oracle is not None
+    order = torch.tensor([0, 2, 1, 3])  # trials of one task stand in succession
+    found = learner.with_advantages([one.tasks(order) for one in episodes], 2)
+    expected = torch.cat([oracle[:1, :1], oracle[:1, 1:], oracle[1:, :1], oracle[1:, 1:]])
+    for one, part in zip(found, expected.split(20, -1), strict=True):
+        torch.testing.assert_close(one.advantage, part)
 
 
 def test_a_batch_says_which_trials_are_of_one_task(navigation: Navigation):
@@ -256,7 +264,7 @@ def test_a_batch_says_which_trials_are_of_one_task(navigation: Navigation):
 def test_the_returns_gradient_does_not_enter_the_belief_of_varibad(navigation: Navigation):
     for learner, enters in ((Rl2(), True), (Varibad(), False)):
         make(navigation, learner)
-        losses = learner.losses(learner.with_targets(collected(navigation, learner)))
+        losses = learner.losses(learner.with_advantages(collected(navigation, learner)))
         encoder = list(learner.policy.encoder.parameters())
 
         for name in losses.keys() - {"entropy"}:
@@ -297,12 +305,103 @@ def test_the_bound_is_the_evidence_at_the_posterior_and_less_by_the_kl_elsewhere
     assert half - found == pytest.approx(0.5 * float(other.kl(prior)), abs=1e-5)
 
 
+def test_the_bound_holds_each_belief_to_the_one_before_and_nothing_after_an_end_counts():
+    policy, family = drawn(latent=True), square()
+    assert isinstance(policy, LatentPolicy)
+    learner = Varibad(bounds=6, decoded=200)
+    learner.policy, learner._noise = policy, torch.Generator()
+    learner.theta = torch.zeros(policy.num_params)
+    learner.heads = learner.make_heads(torch_generator(0, "init"))
+    episodes, rows = trial(policy, family)
+    lengths = [one.mask[:, 0].sum(-1).long().tolist() for one in episodes]
+    assert min(map(min, lengths)) < 12
+
+    def bound(weight: float, given: list[Trajectories]) -> float:
+        learner.kl_weight = weight
+        learner._noise.manual_seed(0)
+        return float(learner.bound(given).detach())
+
+    picked = torch.linspace(0, 25, 12).long().tolist()  # of 13 states each
+    total = 0.0
+    for task in range(4):
+        beliefs = []
+        for one, row, length in zip(episodes, rows, lengths, strict=False):
+            latents = policy.posterior(policy.states(row, one)[task, 0])
+            for h in range(13):
+                at = min(h, length[task])
+                beliefs.append((latents.mean[at], latents.log_std[at].exp()))
+        normals = [torch.distributions.Normal(*belief) for belief in beliefs]
+        normals.insert(0, torch.distributions.Normal(torch.zeros(5), torch.ones(5)))
+        kls = [torch.distributions.kl_divergence(normals[t + 1], normals[t]).sum() for t in picked]
+        total += float(torch.stack(kls).mean().detach()) / sum(x[task] for x in lengths) / 4
+    assert total > 1e-3
+    assert bound(0.0, episodes) - bound(1.0, episodes) == pytest.approx(total, rel=1e-3)
+    changed = []
+    for one, length in zip(episodes, lengths, strict=True):
+        later = one.obs.clone()
+        for task in range(4):
+            later[task, :, length[task] + 1 :] = 99.0
+        changed.append(dataclasses.replace(one, obs=later))
+    assert bound(1.0, changed) == pytest.approx(bound(1.0, episodes), rel=1e-6)
+
+
+def test_latents_are_shown_on_one_scale_that_training_leaves_behind(navigation: Navigation):
+    policy = drawn(latent=True)
+    assert isinstance(policy, LatentPolicy)
+    states, mask = torch.randn(50, 1, 20, 6), torch.ones(50, 1, 20)
+    with torch.no_grad():
+        policy.encoder.get_submodule("posterior").get_parameter("weight").mul_(30)
+        for _ in range(40):
+            policy.update_latents(states, mask)
+        shown = policy.shown(states).flatten(0, 2)
+        moderate = shown.abs().amax(0) < 9.9  # not at a bound of the normaliser
+        torch.testing.assert_close(shown.mean(0), torch.zeros(10), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            shown.std(0)[moderate], torch.ones(10)[moderate], atol=0.02, rtol=0
+        )
+        policy.encoder.get_submodule("posterior").get_parameter("bias")[:5] += 8.0
+        for _ in range(40):
+            policy.update_latents(states, mask)
+        again = policy.shown(states).flatten(0, 2)
+    torch.testing.assert_close(again.mean(0), torch.zeros(10), atol=0.05, rtol=0)
+    other = drawn(latent=True)
+    assert isinstance(other, LatentPolicy)
+    other.load_shared(policy.shared())
+    assert torch.equal(other.shown(states), policy.shown(states))
+
+
+def test_a_state_is_given_to_the_gru_as_cudnn_takes_it(
+    navigation: Navigation, monkeypatch: pytest.MonkeyPatch
+):
+    given: list[bool] = []
+    forward = torch.nn.GRU.forward
+
+    def spy(self: torch.nn.GRU, x: torch.Tensor, hx: torch.Tensor) -> object:
+        given.append(hx.is_contiguous())
+        return forward(self, x, hx)
+
+    monkeypatch.setattr(torch.nn.GRU, "forward", spy)
+    learner = make(navigation, Rl2(deltas=True))
+    learner.update(TrialAdaptation(learner.prior(4), [], 1), collected(navigation, learner)[1])
+    assert given and all(given)
+
+
+def test_trials_that_minibatches_do_not_divide_are_refused_in_several_processes(
+    navigation: Navigation, monkeypatch: pytest.MonkeyPatch
+):
+    learner = make(navigation, Rl2(minibatches=3))
+    episodes = collected(navigation, learner)
+    monkeypatch.setattr("agent.learners.rl2.world_size", lambda: 2)
+    with pytest.raises(TogetherError, match=r"minibatches=3 does not divide the 4 trials"):
+        learner.update(TrialAdaptation(learner.prior(4), episodes[:1], 1), episodes[1])
+
+
 def test_the_first_belief_is_held_to_the_standard_normal_and_the_next_to_the_one_before(
     navigation: Navigation,
 ):
     learner = make(navigation, Varibad(bounds=2, kl_weight=1e3))
     assert isinstance(learner, Varibad)
-    trials = learner.with_targets(collected(navigation, learner))
+    trials = learner.with_advantages(collected(navigation, learner))
     with torch.no_grad():
         head = learner.policy.encoder.get_submodule("posterior")
         for value in head.parameters():
@@ -364,9 +463,15 @@ def test_no_more_is_read_than_a_trial_had_in_training(navigation: Navigation):
     episodes = collected(navigation, learner)
     four = episodes[0].joined(episodes[1]).joined(episodes[2])
     read = learner.step(learner.prior(4), four, 0)
-    first, more = episodes[0].joined(episodes[1]), four
-    assert torch.equal(read, learner.policy.read(learner.prior(4), first).detach())
+    newest, more = episodes[1].joined(episodes[2]), four
+    assert torch.equal(read, learner.policy.read(learner.prior(4), newest).detach())
     assert not torch.equal(read, learner.policy.read(learner.prior(4), more).detach())
+    mask = four.mask.clone()
+    mask[0, 1], mask[1] = 0, 0  # one diverged; all of a task's
+    some = learner.step(learner.prior(4), dataclasses.replace(four, mask=mask), 0)
+    others = learner.policy.read(learner.prior(4), episodes[0].joined(episodes[2])).detach()
+    torch.testing.assert_close(some[0], others[0])
+    assert torch.equal(some[1], learner.prior(4)[1]) and torch.equal(some[2:], read[2:])
 
 
 def test_two_processes_have_the_noise_of_one(
@@ -374,7 +479,7 @@ def test_two_processes_have_the_noise_of_one(
 ):
     learner = make(navigation, Varibad())
     assert isinstance(learner, Varibad)
-    trial, start = learner.with_targets(collected(navigation, learner)), learner.state_dict()
+    trial, start = learner.with_advantages(collected(navigation, learner)), learner.state_dict()
     with torch.no_grad():
         whole = learner.bound(trial)
         halves = []
@@ -382,5 +487,5 @@ def test_two_processes_have_the_noise_of_one(
             learner.load_state_dict(start)
             monkeypatch.setattr("agent.learners.varibad.world_size", lambda: 2)
             monkeypatch.setattr("agent.learners.varibad.own_part", lambda rows, own=part: own)
-            halves.append(learner.bound([(one.tasks(part), x[part]) for one, x in trial]))
+            halves.append(learner.bound([one.tasks(part) for one in trial]))
     torch.testing.assert_close(torch.stack(halves).mean(), whole)

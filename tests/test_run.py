@@ -172,6 +172,9 @@ def test_a_run_folder_refuses_other_settings(tmp_path: Path):
     run.claim(settings | {"budget": {"env_steps": 99}}, {"budget"})
     with pytest.raises(RunError, match=r"learner.gamma=0.9 \(now 0.5\)"):
         run.claim(settings | {"learner": {"gamma": 0.5}}, {"budget"})
+    other = settings | {"learner": {"gamma": 0.5}}
+    run.claim(other, {"budget"}, begun=False)  # what failed at its start is in nobody's way
+    run.claim(other, {"budget"})
     assert set(json.loads((tmp_path / "versions.json").read_text())) >= {
         "python",
         "torch",

@@ -258,9 +258,9 @@ def refuse_beliefs(agent: object, learner: MetaLearner) -> None:
     if learner.policy.plain is not learner.policy:
         raise RunError(
             f"the agent {type(agent).__name__} adapts a network's weights, but the run's learner, "
-            f"{type(learner).__name__}, adapts a belief. Either suits Engram, Matching, "
-            "MetaInit, Finetune, Scratch and Random; or begin from a gradient learner's run "
-            "(init=...)"
+            f"{type(learner).__name__}, adapts a belief. Begin from a gradient learner's run "
+            "(init=...), or take agents whom either suits, such as engram, matching, meta_init, "
+            "finetune and scratch"
         )
 
 

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from agent.distributed import mean_gradients, mean_over_processes, rank
+from agent.files import BadFileError
 from agent.learners.base import (
     Learner,
     Metrics,
@@ -28,12 +29,17 @@ from agent.learners.base import (
 )
 from agent.losses import mean_over_steps
 from agent.memory.files import Lineage, MemoryFolder
+from agent.memory.manifest import MemoryFolderError
 from agent.policy import DiagonalGaussian, GaussianMlp, PolicyConfig
 from agent.rollout import TaskBatch
 from agent.types import Adaptation, Trajectories
 
+_EXPECTED = (
+    "expected the memory folder of a run whose agent wrote some (RUN/lifetimes/AGENT-SEED/memory)"
+)
 
-class TeacherError(ValueError):
+
+class TeacherError(BadFileError):
     """A memory whose rows cannot teach this student."""
 
 
@@ -60,13 +66,13 @@ def teachers_of(folder: Path, student: GaussianMlp) -> list[Teacher]:
     Raises:
         TeacherError: There is no row, or one is of other observations or actions than the student.
     """
-    contents = MemoryFolder(folder).contents()
+    try:
+        contents = MemoryFolder(folder).contents()
+    except MemoryFolderError as error:
+        raise TeacherError(f"learner.memory={folder}: {error}; {_EXPECTED}") from None
     rows = list(contents.rows())
     if not rows:
-        raise TeacherError(
-            f"learner.memory={folder}: has no rows to be distilled; expected the memory folder of "
-            "a run whose agent wrote some (RUN/lifetimes/AGENT-SEED/memory)"
-        )
+        raise TeacherError(f"learner.memory={folder}: has no rows to be distilled; {_EXPECTED}")
     networks = {
         name: _network(contents.lineage(name), f"learner.memory={folder}: row {uid}", student)
         for name, uid in {row.lineage: uid for uid, row in rows}.items()

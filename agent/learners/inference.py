@@ -94,7 +94,10 @@ class BeliefLearner(Learner):
         beta: float,
         constraint: Constraint | None,
     ) -> Tensor:
-        """Read the episodes; a penalty has no gradient here to be added to."""
+        """Read the episodes; a penalty has no gradient here to be added to.
+
+        A constraint's ``free`` does not apply either: a belief is read as a whole.
+        """
         return pulled(params, self.infer(params, episodes), recall, beta)
 
     def infer(self, params: Tensor, episodes: Trajectories) -> Tensor:
@@ -125,7 +128,7 @@ class BeliefLearner(Learner):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved state, bit for bit."""
-        self.theta = state["theta"].to(self.policy.device)
+        self.theta = state["theta"].to(self.policy.device, copy=True)
         self.policy.load_shared(under(state, "shared."))
         self.heads.load_state_dict(under(state, "heads."))
         self._optimizer = self._new_optimizer()

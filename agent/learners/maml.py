@@ -49,6 +49,9 @@ class Maml(Learner):
     inner_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Nats per step by which an update may change the policies that collected for the inner steps;
     the weight of that KL is adapted to it (ProMP). None: no such term."""
+    later_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Steps after the meta-learned ones follow the same rule, its step sizes times this. None: they
+    are the task adapter's (PPO)."""
     outer_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     """Adam's step size for the initialisation and the rates."""
     outer_epochs: Annotated[int, Field(ge=1)] = 8
@@ -56,7 +59,15 @@ class Maml(Learner):
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """PPO's clip range in the outer objective."""
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Largest norm of the outer gradient."""
+    """Largest norm of the initialisation's outer gradient; rates and rules are not clipped."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot do what it says."""
+        if self.inner_kl is not None and self.outer_epochs == 1:
+            raise ValueError(
+                "inner_kl with outer_epochs=1: before the only step nothing has changed, so there "
+                "is no divergence to hold to; give outer_epochs >= 2 or inner_kl=null"
+            )
 
     def setup(self, policy: GaussianMlp, generator: torch.Generator) -> None:
         """Draw the initial policy."""
@@ -79,7 +90,13 @@ class Maml(Learner):
 
     def rule(self, n: int) -> Adapter:
         """The inner rule of step ``n`` in its present state; here, the same for all steps."""
-        return GradientAdapter(self.rates, self.first_order, self.free)
+        return GradientAdapter(self.rates_at(n), self.first_order, self.free)
+
+    def rates_at(self, n: int) -> Tensor:
+        """Alpha at step ``n``, ``[P]``."""
+        if self.later_rate is None or n < self.meta_steps:
+            return self.rates
+        return self.rates * self.later_rate
 
     @property
     def adapter(self) -> Adapter:
@@ -89,6 +106,21 @@ class Maml(Learner):
     def initial(self, tasks: int) -> Tensor:
         """The meta-initialisation for each of T tasks, ``[T, P]``."""
         return self.theta.expand(tasks, -1)
+
+    def step(
+        self,
+        params: Tensor,
+        episodes: Trajectories,
+        n: int,
+        recall: Recall | None = None,
+        beta: float = 0.0,
+        constraint: Constraint | None = None,
+    ) -> Tensor:
+        """As of all learners, unless the rule goes on after the meta-learned steps."""
+        if self.later_rate is None or n < self.meta_steps:
+            return super().step(params, episodes, n, recall, beta, constraint)
+        with torch.no_grad():
+            return self.meta_step(params, episodes, n, recall, beta, constraint)
 
     def meta_step(
         self,
@@ -132,7 +164,10 @@ class Maml(Learner):
             self._optimizer.zero_grad()
             (loss + self.kl_weight * moved).backward()
             mean_gradients(self.leaves)
-            norm = torch.nn.utils.clip_grad_norm_([self.theta], self.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_([self.theta], self.max_grad_norm)
+            norm = torch.nn.utils.get_total_norm(
+                [x.grad for x in self.leaves if x.grad is not None]
+            )
             refuse_unless_finite(
                 norm, "a smaller learner.inner_rate or learner.outer_rate may help"
             )

@@ -76,12 +76,15 @@ class Matching(Context):
     prototypes: Annotated[int, Field(ge=2)] = 8
     """K."""
 
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning here."""
+        if self.deltas:
+            raise ValueError("deltas: a vote of prototypes has no weights of one task to change")
+
     def make_policy(
         self, obs_size: int, action_size: int, config: PolicyConfig, device: torch.device | str
     ) -> VotingPolicy:
         """A vote."""
-        if self.deltas:
-            raise ValueError("learner.deltas: a vote of prototypes has no weights of one task")
         return VotingPolicy(
             obs_size,
             action_size,

@@ -118,7 +118,7 @@ class MetaLstm(Maml):
         """The learned rule at step ``n``."""
         done = n / max(self.inner_steps, 1)
         return LstmAdapter(
-            self.rates,
+            self.rates_at(n),
             self.first_order,
             self.free,
             weights=self.gate_weights,

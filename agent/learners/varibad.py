@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from agent.belief import step_features
 from agent.distributed import own_part, world_size
+from agent.learners.base import under
 from agent.learners.inference import own_make
 from agent.learners.rl2 import Rl2, Trial
 from agent.networks import linear, mlp
-from agent.policy import DiagonalGaussian, GaussianMlp, PolicyConfig
+from agent.policy import DiagonalGaussian, GaussianMlp, ObsNormalizer, PolicyConfig
 from agent.recurrent import Cell, RecurrentPolicy
 from agent.types import Trajectories
 
@@ -29,7 +30,11 @@ _LOG_STD_RANGE = (-5.0, 2.0)
 
 
 class LatentPolicy(RecurrentPolicy):
-    """The head is shown the mean and the log standard deviation of the posterior."""
+    """The head is shown the mean and the log standard deviation of the posterior, normalised.
+
+    Nothing holds latents to one scale, and a head on raw ones saturates (HalfCheetah velocities:
+    means of -8, return -80 at 1.4M env steps though the belief tells the speed to 1 %).
+    """
 
     def __init__(
         self,
@@ -64,15 +69,37 @@ class LatentPolicy(RecurrentPolicy):
         """Fresh shared weights."""
         super().draw(generator)
         self.encoder.posterior = linear(self.hidden, 2 * self.latent, generator).to(self.device)
+        self.latent_normalizer = ObsNormalizer(2 * self.latent, self.device)
 
     def posterior(self, belief: Tensor) -> DiagonalGaussian:
-        """The latent task, given states ``[..., B]``; N(0, 1) in the prior's state."""
+        """The latent task, given states ``[..., B]``; N(0, 1) untrained, in the prior's state."""
         seen = super().shown(belief)
         mean, log_std = self.encoder.get_submodule("posterior")(seen).chunk(2, -1)
         return DiagonalGaussian(mean, log_std.clamp(*_LOG_STD_RANGE))
 
     def shown(self, belief: Tensor) -> Tensor:
-        """Mean and log standard deviation, ``[..., 2 Z]``."""
+        """Mean and log standard deviation, normalised, ``[..., 2 Z]``."""
+        return self.latent_normalizer(self._moments(belief))
+
+    def update_latents(self, states: Tensor, mask: Tensor) -> None:
+        """Take in the latents of states ``[..., B]`` where the mask is set; forget old ones.
+
+        Training moves the latents, so what was seen ten iterations ago counts for a third.
+        """
+        self.latent_normalizer.count *= 0.9
+        self.latent_normalizer.update(self._moments(states), mask)
+
+    def shared(self) -> dict[str, Tensor]:
+        """And the normaliser of latents."""
+        latents = self.latent_normalizer.state_dict()
+        return super().shared() | {f"latent.{name}": value for name, value in latents.items()}
+
+    def load_shared(self, state: dict[str, Tensor]) -> None:
+        """Take over what ``shared`` gave."""
+        super().load_shared(state)
+        self.latent_normalizer.load_state_dict(under(state, "latent."))
+
+    def _moments(self, belief: Tensor) -> Tensor:
         latent = self.posterior(belief)
         return torch.cat([latent.mean, latent.log_std], -1)
 
@@ -110,7 +137,8 @@ class Varibad(Rl2):
     decoded: Annotated[int, Field(ge=1)] = 50
     """Steps of a trial, at random, that the bound's likelihood is estimated from."""
     kl_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Of the KL from each belief to the one before (the first: to N(0, 1)); 1 is the bound itself.
+    """Of the KL from each belief to the one before (the first: to N(0, 1)); 1 is the bound itself
+    (``decodes=change``: of a likelihood that is the mean over the outputs, not their sum).
     With .1 latents grow until they saturate the policy's first layer, which then learns slower."""
     elbo_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Of the negative bound, per predicted step, in the loss."""
@@ -133,7 +161,7 @@ class Varibad(Rl2):
         )
 
     def make_heads(self, generator: torch.Generator) -> nn.Module:
-        """The critic and the decoder."""
+        """The decoder."""
         heads = super().make_heads(generator)
         o, a = self.policy.obs_size, self.policy.action_size
         inputs = (2 * o if self.decodes == "reward" else o) + a + self.latent
@@ -151,22 +179,31 @@ class Varibad(Rl2):
         """The return's gradient stops here: what a belief is, is learned from predicting."""
         return shown.detach()
 
+    @torch.no_grad()
+    def update_normalizers(self, trial: Trial) -> None:
+        """Of what was seen, and of the beliefs it leads to."""
+        super().update_normalizers(trial)
+        params = self.prior(len(trial[0].reward))
+        for one in trial:
+            states = self.policy.states(params, one)
+            self.policy.update_latents(states[:, :, :-1], one.mask)
+            params = self.policy.after(params, one, states)
+
     def losses(self, trial: Trial) -> dict[str, Tensor]:
         """PPO's parts, and the negative bound."""
         return super().losses(trial) | {"elbo": -self.elbo_weight * self.bound(trial)}
 
     def bound(self, trial: Trial) -> Tensor:
         """Mean evidence lower bound of beliefs along the trials, in nats per predicted step."""
-        episodes = [one for one, _ in trial]
-        params, states = self.prior(len(episodes[0].reward)), []
-        for one in episodes:
+        params, states = self.prior(len(trial[0].reward)), []
+        for one in trial:
             found = self.policy.states(params, one)
-            states.append(found[:, 0])
+            states.append(self.policy.settled(one, found)[:, 0])
             params = self.policy.after(params, one, found)
         along = torch.cat(states, 1)  # [T, time, B]
         latents = self.policy.posterior(along)
         before = _before(latents)
-        picked = torch.linspace(0, along.shape[1] - 1, self.bounds * len(episodes)).long()
+        picked = torch.linspace(0, along.shape[1] - 1, self.bounds * len(trial)).long()
         # Every process draws for the trials of all, so that each has the noise it has alone.
         everybodys = len(along) * world_size()
         noise = torch.randn(1, everybodys, len(picked), self.latent, generator=self._noise)
@@ -175,18 +212,18 @@ class Varibad(Rl2):
             _at(latents, picked),
             _at(before, picked),
             noise.to(along),
-            lambda z: self.log_likelihood(z, episodes),
+            lambda z: self.log_likelihood(z, trial),
             self.kl_weight,
         )
-        steps = torch.cat([one.mask for one in episodes], -1).sum((1, 2)).clamp(min=1)
+        steps = torch.cat([one.mask for one in trial], -1).sum((1, 2)).clamp(min=1)
         return (bounds / steps[:, None]).mean()
 
-    def log_likelihood(self, latent: Tensor, episodes: list[Trajectories]) -> Tensor:
+    def log_likelihood(self, latent: Tensor, trial: Trial) -> Tensor:
         """Of all steps of a trial under latents ``[S, T, n, Z]``, unit variance: ``[S, T, n]``.
 
         Estimated from ``decoded`` steps, drawn anew each time.
         """
-        parts = zip(*(self._to_predict(one) for one in episodes), strict=True)
+        parts = zip(*(self._to_predict(one) for one in trial), strict=True)
         known, target, mask = (torch.cat(part, 1) for part in parts)  # [T, time, ...]
         steps = mask.sum(1)[None, :, None]
         index = torch.randperm(known.shape[1], generator=self._noise)[: self.decoded]

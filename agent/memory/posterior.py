@@ -166,5 +166,7 @@ def log_loss(odds: Tensor, same: Tensor | None = None) -> Tensor:
 def loss_of_chance(tasks: int, same: Tensor | None = None) -> float:
     """The least log-loss of a score that is the same for all rows."""
     shape = (1, tasks, tasks)
-    losses = [log_loss(torch.full(shape, b / 2, dtype=torch.float64), same) for b in range(-20, 21)]
+    device = None if same is None else same.device
+    flat = torch.ones(shape, dtype=torch.float64, device=device)
+    losses = [log_loss(flat * b / 2, same) for b in range(-20, 21)]
     return float(torch.stack(losses).min())

@@ -35,7 +35,7 @@ def fisher(policy: Policy, params: Tensor, obs: Tensor) -> Tensor:
         return torch.cat([acts.mean.reshape(-1) / log_std.detach().exp(), 2**0.5 * log_std])
 
     slopes = torch.func.vmap(torch.func.jacrev(outputs), in_dims=(None, 0))
-    parts = [slopes(params, part).square().sum((0, 1)) for part in obs.split(_AT_ONCE)]
+    parts = [slopes(params, part).detach().square().sum((0, 1)) for part in obs.split(_AT_ONCE)]
     return torch.stack(parts).sum(0) / len(obs)
 
 
@@ -46,7 +46,7 @@ def sensitivity(policy: Policy, params: Tensor, obs: Tensor) -> Tensor:
         return policy(theta[None], state[None, None]).mean.square().sum()
 
     slopes = torch.func.vmap(torch.func.grad(size), in_dims=(None, 0))
-    parts = [slopes(params, part).abs().sum(0) for part in obs.split(_AT_ONCE)]
+    parts = [slopes(params, part).detach().abs().sum(0) for part in obs.split(_AT_ONCE)]
     return torch.stack(parts).sum(0) / len(obs)
 
 
