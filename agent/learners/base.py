@@ -191,13 +191,17 @@ class Learner:
         constraint: Constraint | None = None,
     ) -> Tensor:
         """Step ``n`` at deployment: the meta-learned rule first, then PPO on what is ``free``."""
-        if n < self.meta_steps:
+        if self.by_rule(n):
             with torch.no_grad():
                 return self.meta_step(params, episodes, n, recall, beta, constraint)
         if self.free is not None:
             constraint = (constraint or Constraint()).within(self.free)
         ready = self.advantages(episodes)
         return self.task_adapter.step(self.policy, params, ready, recall, beta, constraint)
+
+    def by_rule(self, n: int) -> bool:
+        """Whether step ``n`` is made by the meta-learned rule."""
+        return n < self.meta_steps
 
     def meta_step(
         self,

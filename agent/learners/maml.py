@@ -107,20 +107,9 @@ class Maml(Learner):
         """The meta-initialisation for each of T tasks, ``[T, P]``."""
         return self.theta.expand(tasks, -1)
 
-    def step(
-        self,
-        params: Tensor,
-        episodes: Trajectories,
-        n: int,
-        recall: Recall | None = None,
-        beta: float = 0.0,
-        constraint: Constraint | None = None,
-    ) -> Tensor:
-        """As of all learners, unless the rule goes on after the meta-learned steps."""
-        if self.later_rate is None or n < self.meta_steps:
-            return super().step(params, episodes, n, recall, beta, constraint)
-        with torch.no_grad():
-            return self.meta_step(params, episodes, n, recall, beta, constraint)
+    def by_rule(self, n: int) -> bool:
+        """All steps, if the rule goes on."""
+        return super().by_rule(n) or self.later_rate is not None
 
     def meta_step(
         self,
