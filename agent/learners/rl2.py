@@ -44,7 +44,7 @@ class Rl2(BeliefLearner):
     one_at_a_time: ClassVar[bool] = True
 
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.97
-    """Discount; with .99, directions took twice the env steps and velocities as many."""
+    """Discount."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.9
     """GAE's lambda."""
     trial_episodes: Annotated[int, Field(ge=1)] = 2
