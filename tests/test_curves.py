@@ -180,7 +180,7 @@ def test_the_lines_are_drawn_where_the_numbers_are(tmp_path: Path):
         (["{a}", "{hopper}"], "is of hopper (200 steps)"),
         (["{a}", "{old}"], "has no CPU time in its log; use time=wall"),
         (["{a}", "time=sun"], "time='sun'"),
-        ([], "runs=[]"),
+        ([], "runs: name some run folders"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(
