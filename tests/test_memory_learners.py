@@ -284,7 +284,7 @@ def test_a_belief_belongs_to_the_weights_it_was_made_with(navigation: Navigation
 def test_agents_that_need_weights_say_so(navigation: Navigation):
     learner, probes = born(navigation, Context())
     agent: Any = MemoryOnly()
-    with pytest.raises(RunError, match=r"agent MemoryOnly .* Context, adapts a belief.*such as engram"):
+    with pytest.raises(RunError, match=r"agent MemoryOnly .* adapts a belief.*such as engram"):
         agent.setup(learner, probes, 0)
 
     class Weights(MetaInit):
