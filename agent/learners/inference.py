@@ -64,7 +64,7 @@ class BeliefLearner(Learner):
         policy.draw(generator)
         self.theta = policy.init(generator)
         self.heads = self.make_heads(generator).to(policy.device)
-        """What is needed in training only: predictors, critics, decoders."""
+        """What is needed in training only: predictors, decoders."""
         self._optimizer = self._new_optimizer()
 
     def make_heads(self, generator: torch.Generator) -> nn.Module:

@@ -84,10 +84,11 @@ class LatentPolicy(RecurrentPolicy):
     def update_latents(self, states: Tensor, mask: Tensor) -> None:
         """Take in the latents of states ``[..., B]`` where the mask is set; forget old ones.
 
-        Training moves the latents, so what was seen ten iterations ago counts for a third.
+        Training moves the latents, so what came ten updates ago counts for a third.
         """
-        self.latent_normalizer.count *= 0.9
-        self.latent_normalizer.update(self._moments(states), mask)
+        known = self.latent_normalizer
+        known.count = known.count * 0.9  # a new tensor: the old one may be in a saved state
+        known.update(self._moments(states), mask)
 
     def shared(self) -> dict[str, Tensor]:
         """And the normaliser of latents."""
