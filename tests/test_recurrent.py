@@ -364,6 +364,10 @@ def test_latents_are_shown_on_one_scale_that_training_leaves_behind(navigation: 
             policy.update_latents(states, mask)
         again = policy.shown(states).flatten(0, 2)
     torch.testing.assert_close(again.mean(0), torch.zeros(10), atol=0.05, rtol=0)
+    saved = policy.shared()
+    counted = float(saved["latent.count"])
+    policy.update_latents(states, mask * 0)
+    assert float(saved["latent.count"]) == counted  # what was saved stays
     other = drawn(latent=True)
     assert isinstance(other, LatentPolicy)
     other.load_shared(policy.shared())
