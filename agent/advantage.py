@@ -12,11 +12,14 @@ _RIDGE = 1e-3
 
 
 def returns_to_go(reward: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """Discounted sum of the rewards from each step on, ``[T, E, H]``."""
+    """Discounted sum of the rewards from each step on, ``[T, E, H]``.
+
+    Steps that the mask leaves out are jumped over, as in ``gae``.
+    """
     out, ahead = torch.zeros_like(reward), torch.zeros_like(reward[..., 0])
     for h in reversed(range(reward.shape[-1])):
-        ahead = (reward[..., h] + gamma * ahead) * mask[..., h]
-        out[..., h] = ahead
+        ahead = torch.where(mask[..., h] > 0, reward[..., h] + gamma * ahead, ahead)
+        out[..., h] = ahead * mask[..., h]
     return out
 
 

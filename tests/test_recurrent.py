@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from agent.advantage import estimate, gae
+from agent.advantage import estimate, gae, returns_to_go
 from agent.distributed import TogetherError
-from agent.learners.rl2 import Rl2, TrialAdaptation
+from agent.learners.rl2 import Rl2, TrialAdaptation, shares_of_steps
 from agent.learners.varibad import LatentPolicy, Varibad, elbo
 from agent.policy import DiagonalGaussian, PolicyConfig
 from agent.recurrent import Cell, RecurrentPolicy
@@ -192,7 +192,53 @@ def test_advantages_reach_across_the_boundary_of_a_trial():
     torch.testing.assert_close(found, torch.tensor([[[first, middle, 0.0, last]]]))
 
 
-def make(navigation: Navigation, learner: Rl2, seed: int = 0) -> Rl2:
+def test_returns_reach_across_the_boundary_as_advantages_do():
+    reward, mask = torch.tensor([[[1.0, 2.0, 7.0, 4.0]]]), torch.tensor([[[1.0, 1.0, 0.0, 1.0]]])
+    last, middle = 4.0, 2.0 + 0.5 * 4.0
+    expected = torch.tensor([[[1.0 + 0.5 * middle, middle, 0.0, last]]])
+    torch.testing.assert_close(returns_to_go(reward, mask, 0.5), expected)
+    plain = gae(reward, torch.zeros_like(reward), mask, 0.5, 1.0)
+    torch.testing.assert_close(plain, expected)  # without a baseline they are the same
+
+
+def test_a_step_counts_alike_in_short_and_long_episodes():
+    family = square()
+    learner = make(family, Rl2(trial_episodes=3, clip=0.2))
+    tasks = family.sample(2, generator(0, "train"))
+    tasks = [task for task in tasks for _ in range(3)]
+    with TaskBatch(family, tasks, 1, learner.policy, generator(0, "train", 1)) as batch:
+        adaptation = learner.adapt(batch)
+        episodes = [*adaptation.support, batch.collect(adaptation.params)]
+    lengths = torch.stack([one.mask.sum((1, 2)) for one in episodes])
+    assert len(set(lengths.flatten().tolist())) > 2
+    trial = learner.with_advantages(episodes, 3)
+    assert float(losses(learner, trial, 3)["policy"].detach()) == pytest.approx(0.0, abs=1e-5)
+    # By hand: the mean over all steps of a task, wherever they were made.
+    weight = torch.linspace(0.5, 1.5, 6)[:, None, None]
+    moved = [
+        one.with_advantage(weight * one.advantage.square())
+        for one in trial
+        if one.advantage is not None
+    ]
+    expected = 0.0
+    for task in (slice(0, 3), slice(3, 6)):
+        total = sum(
+            float((x.advantage * x.mask)[task].sum()) for x in moved if x.advantage is not None
+        )
+        expected -= total / float(lengths[:, task].sum()) / 2
+    whole = losses(learner, moved, 3)["policy"]
+    assert float(whole.detach()) == pytest.approx(expected, rel=1e-5)
+    # The mean of the minibatches is the whole.
+    shares, parts = shares_of_steps(moved, 3), (torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5]))
+    split = [
+        learner.losses(some, shares[:, part], learner.states(some))["policy"]
+        for part in parts
+        for some in [[one.tasks(part) for one in moved]]
+    ]
+    torch.testing.assert_close(torch.stack(split).mean(), whole)
+
+
+def make(navigation: Navigation | NavigationSquare, learner: Rl2, seed: int = 0) -> Rl2:
     policy = make_policy(navigation, PolicyConfig(), False, "cpu", learner.make_policy)
     new_learner(learner, policy, seed)
     return learner
@@ -203,6 +249,10 @@ def collected(navigation: Navigation, learner: Rl2) -> list[Trajectories]:
     with TaskBatch(navigation, tasks, 1, learner.policy, generator(0, "train", 1)) as batch:
         adaptation = learner.adapt(batch)
         return [*adaptation.support, batch.collect(adaptation.params)]
+
+
+def losses(learner: Rl2, trial: list[Trajectories], trials: int = 1) -> dict[str, torch.Tensor]:
+    return learner.losses(trial, shares_of_steps(trial, trials), learner.states(trial))
 
 
 def test_before_the_first_epoch_the_ratio_is_one_and_later_rewards_count_in_earlier_episodes(
@@ -216,7 +266,7 @@ def test_before_the_first_epoch_the_ratio_is_one_and_later_rewards_count_in_earl
     torch.testing.assert_close(by_task.mean(1), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(by_task.std(1, unbiased=False), torch.ones(2), atol=1e-4, rtol=0)
     # With ratio 1 everywhere the surrogate is the mean advantage: of both episodes together, 0.
-    assert float(learner.losses(trial)["policy"].detach()) == pytest.approx(0.0, abs=1e-4)
+    assert float(losses(learner, trial, 2)["policy"].detach()) == pytest.approx(0.0, abs=1e-4)
     first, second = episodes
     bonus = torch.eye(4)[0][:, None, None]  # in the first trial's second episode
     richer = dataclasses.replace(second, reward=second.reward + bonus)
@@ -264,12 +314,12 @@ def test_a_batch_says_which_trials_are_of_one_task(navigation: Navigation):
 def test_the_returns_gradient_does_not_enter_the_belief_of_varibad(navigation: Navigation):
     for learner, enters in ((Rl2(), True), (Varibad(), False)):
         make(navigation, learner)
-        losses = learner.losses(learner.with_advantages(collected(navigation, learner)))
+        found = losses(learner, learner.with_advantages(collected(navigation, learner)))
         encoder = list(learner.policy.encoder.parameters())
 
-        for name in losses.keys() - {"entropy"}:
-            found = torch.autograd.grad(losses[name], encoder, retain_graph=True, allow_unused=True)
-            reached = any(g is not None and bool(g.abs().sum() > 0) for g in found)
+        for name in found.keys() - {"entropy"}:
+            grads = torch.autograd.grad(found[name], encoder, retain_graph=True, allow_unused=True)
+            reached = any(g is not None and bool(g.abs().sum() > 0) for g in grads)
             assert reached == (enters or name == "elbo"), name
 
 
@@ -319,7 +369,7 @@ def test_the_bound_holds_each_belief_to_the_one_before_and_nothing_after_an_end_
     def bound(weight: float, given: list[Trajectories]) -> float:
         learner.kl_weight = weight
         learner._noise.manual_seed(0)
-        return float(learner.bound(given).detach())
+        return float(learner.bound(given, learner.states(given)).detach())
 
     picked = torch.linspace(0, 25, 12).long().tolist()  # of 13 states each
     total = 0.0
@@ -410,9 +460,9 @@ def test_the_first_belief_is_held_to_the_standard_normal_and_the_next_to_the_one
         head = learner.policy.encoder.get_submodule("posterior")
         for value in head.parameters():
             value.zero_()
-        constant = float(learner.bound(trials))
+        constant = float(learner.bound(trials, learner.states(trials)))
         head.get_parameter("bias").fill_(1.0)  # always the same belief, but not N(0, 1)
-        shifted = float(learner.bound(trials))
+        shifted = float(learner.bound(trials, learner.states(trials)))
     # Of the four times picked only the first is held to N(0, 1); the others repeat what was.
     one = DiagonalGaussian(torch.ones(5), torch.ones(5)).kl(
         DiagonalGaussian(torch.zeros(5), torch.zeros(5))
@@ -485,11 +535,12 @@ def test_two_processes_have_the_noise_of_one(
     assert isinstance(learner, Varibad)
     trial, start = learner.with_advantages(collected(navigation, learner)), learner.state_dict()
     with torch.no_grad():
-        whole = learner.bound(trial)
+        whole = learner.bound(trial, learner.states(trial))
         halves = []
         for part in (slice(0, 2), slice(2, 4)):
             learner.load_state_dict(start)
             monkeypatch.setattr("agent.learners.varibad.world_size", lambda: 2)
             monkeypatch.setattr("agent.learners.varibad.own_part", lambda rows, own=part: own)
-            halves.append(learner.bound([one.tasks(part) for one in trial]))
+            half = [one.tasks(part) for one in trial]
+            halves.append(learner.bound(half, learner.states(half)))
     torch.testing.assert_close(torch.stack(halves).mean(), whole)

@@ -43,10 +43,6 @@ class Rl2(BeliefLearner):
 
     one_at_a_time: ClassVar[bool] = True
 
-    gamma: Annotated[float, Field(ge=0, le=1)] = 0.97
-    """Discount."""
-    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """GAE's lambda."""
     trial_episodes: Annotated[int, Field(ge=1)] = 2
     """Episodes of a trial, in training; their returns count alike."""
     cell: Cell = "gru"
@@ -121,18 +117,20 @@ class Rl2(BeliefLearner):
         if not isinstance(adaptation, TrialAdaptation):
             raise TypeError("an update over trials needs what the learner's own adapt gave")
         trial = self.with_advantages([*adaptation.support, query], adaptation.trials)
+        shares = shares_of_steps(trial, adaptation.trials)
         metrics, order = {}, torch.arange(query.reward.shape[0])
-        parts = min(self.minibatches, len(order))
-        if world_size() > 1 and len(order) % parts:
+        if world_size() > 1 and len(order) % self.minibatches:
             raise TogetherError(
                 f"learner.minibatches={self.minibatches} does not divide the {len(order)} trials "
                 "(tasks x episodes) of each process, so that the steps would not be those of one "
                 "process; change batch.episodes, batch.tasks or learner.minibatches"
             )
+        parts = min(self.minibatches, len(order))
         for epoch in range(self.outer_epochs):
             for k in range(parts):
                 part = order[(k + epoch) % parts :: parts]  # of every task; of every process, too
-                losses = self.losses([one.tasks(part) for one in trial])
+                some = [one.tasks(part) for one in trial]
+                losses = self.losses(some, shares[:, part], self.states(some))
                 self.descend(sum(losses.values(), torch.zeros((), device=query.reward.device)))
                 metrics = {f"train/{name}_loss": float(x.detach()) for name, x in losses.items()}
         self.update_normalizers(trial)
@@ -164,18 +162,35 @@ class Rl2(BeliefLearner):
         """What the head is shown, in the graph as far as it may shape it."""
         return shown
 
-    def losses(self, trial: Trial) -> dict[str, Tensor]:
-        """The weighted parts of the loss of some trials, by name."""
-        params, policy, entropy = self.prior(trial[0].reward.shape[0]), [], []
+    def states(self, trial: Trial) -> list[Tensor]:
+        """Of each episode of some trials, ``[T, 1, H + 1, B]``; the first begins at the prior."""
+        params, found = self.prior(len(trial[0].reward)), []
         for one in trial:
-            states = self.policy.states(params, one)
-            shown = self.exposed(self.policy.shown(states[:, :, :-1]))
+            found.append(self.policy.states(params, one))
+            params = self.policy.after(params, one, found[-1])
+        return found
+
+    def losses(self, trial: Trial, shares: Tensor, states: list[Tensor]) -> dict[str, Tensor]:
+        """The weighted parts of the loss of some trials, by name."""
+        params, policy, entropy = self.prior(len(trial[0].reward)), [], []
+        for one, share, found in zip(trial, shares, states, strict=True):
+            shown = self.exposed(self.policy.shown(found[:, :, :-1]))
             acts = self.policy.decide(params, one.obs, shown)
             ratio = ratio_of(acts.log_prob(one.action), one)
-            policy.append(clipped(ratio, one, self.clip).mean())
+            policy.append((share * clipped(ratio, one, self.clip)).mean())
             entropy.append(acts.entropy().mean())
-            params = self.policy.after(params, one, states)
         return {
-            "policy": torch.stack(policy).mean(),
+            "policy": torch.stack(policy).sum(),
             "entropy": -self.entropy_weight * torch.stack(entropy).mean(),
         }
+
+
+def shares_of_steps(trial: Trial, trials: int) -> Tensor:
+    """What each episode counts, ``[episodes, T]``, in a mean over all steps of each task.
+
+    Episodes that ended early have fewer steps, not heavier ones. A task's trials, ``trials`` in
+    succession, have shares that sum to ``trials``.
+    """
+    steps = torch.stack([one.mask.sum((1, 2)) for one in trial])
+    of_task = steps.sum(0).unflatten(0, (-1, trials)).mean(1).clamp(min=1)
+    return steps / of_task.repeat_interleave(trials)

@@ -84,7 +84,7 @@ class LatentPolicy(RecurrentPolicy):
     def update_latents(self, states: Tensor, mask: Tensor) -> None:
         """Take in the latents of states ``[..., B]`` where the mask is set; forget old ones.
 
-        Training moves the latents, so what came ten updates ago counts for a third.
+        Training moves the latents, so what came ten episodes of a trial ago counts for a third.
         """
         known = self.latent_normalizer
         known.count = known.count * 0.9  # a new tensor: the old one may be in a saved state
@@ -184,24 +184,18 @@ class Varibad(Rl2):
     def update_normalizers(self, trial: Trial) -> None:
         """Of what was seen, and of the beliefs it leads to."""
         super().update_normalizers(trial)
-        params = self.prior(len(trial[0].reward))
-        for one in trial:
-            states = self.policy.states(params, one)
+        for one, states in zip(trial, self.states(trial), strict=True):
             self.policy.update_latents(states[:, :, :-1], one.mask)
-            params = self.policy.after(params, one, states)
 
-    def losses(self, trial: Trial) -> dict[str, Tensor]:
+    def losses(self, trial: Trial, shares: Tensor, states: list[Tensor]) -> dict[str, Tensor]:
         """PPO's parts, and the negative bound."""
-        return super().losses(trial) | {"elbo": -self.elbo_weight * self.bound(trial)}
+        elbo = self.bound(trial, states)
+        return super().losses(trial, shares, states) | {"elbo": -self.elbo_weight * elbo}
 
-    def bound(self, trial: Trial) -> Tensor:
+    def bound(self, trial: Trial, states: list[Tensor]) -> Tensor:
         """Mean evidence lower bound of beliefs along the trials, in nats per predicted step."""
-        params, states = self.prior(len(trial[0].reward)), []
-        for one in trial:
-            found = self.policy.states(params, one)
-            states.append(self.policy.settled(one, found)[:, 0])
-            params = self.policy.after(params, one, found)
-        along = torch.cat(states, 1)  # [T, time, B]
+        settled = [self.policy.settled(*pair)[:, 0] for pair in zip(trial, states, strict=True)]
+        along = torch.cat(settled, 1)  # [T, time, B]
         latents = self.policy.posterior(along)
         before = _before(latents)
         picked = torch.linspace(0, along.shape[1] - 1, self.bounds * len(trial)).long()
