@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from agent.adapter import PpoAdapter
-from agent.belief import step_features
+from agent.belief import BeliefPolicy, step_features
 from agent.learners.context import Context, ContextAdaptation, ContextPolicy
+from agent.learners.inference import BeliefLearner
 from agent.learners.matching import Matching, VotingPolicy
-from agent.policy import GaussianMlp, PolicyConfig
+from agent.learners.rl2 import Rl2
+from agent.learners.varibad import Varibad
+from agent.policy import DiagonalGaussian, GaussianMlp, PolicyConfig
 from agent.rollout import TaskBatch
 from agent.seeding import generator, torch_generator
 from agent.train import BatchSize, make_policy, meta_iteration, new_learner
@@ -221,6 +225,48 @@ def test_the_actions_are_the_weighted_mean_of_the_prototypes():
         anchor = policy.encoder.get_parameter("anchors")[1]
     sure = torch.cat([torch.atanh(anchor), torch.ones(1)]).expand(2, -1)
     torch.testing.assert_close(policy(sure, obs).mean, each[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("learner", "iterations"),
+    [
+        (Context(), 30),
+        (Matching(outer_epochs=5), 30),
+        (Rl2(), 20),
+        (Rl2(cell="lstm"), 20),
+        (Varibad(), 16),
+    ],
+    ids=["context", "matching", "rl2", "rl2-lstm", "varibad"],
+)
+def test_blind_to_its_belief_none_learns(
+    navigation: Navigation,
+    learner: BeliefLearner,
+    iterations: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The sabotaged copies, trained: -21.6 to -21.9. With their sight they reach -7 to -10."""
+    for kind in (BeliefPolicy, VotingPolicy):
+        monkeypatch.setattr(kind, "decide", blind(kind.decide))
+    make(navigation, learner)
+    for i in range(iterations):
+        meta_iteration(learner, navigation, BatchSize(tasks=20, episodes=10), 0, i)
+    tasks = navigation.sample(20, generator(0, "tasks"), "heldout")
+    with TaskBatch(navigation, tasks, 1, learner.policy, generator(0, "evaluation")) as batch:
+        probe = batch.collect(learner.prior(20))
+        after = batch.collect(learner.step(learner.prior(20), probe, 0), deterministic=True)
+    assert float(after.mean_return().mean()) < -17.7
+
+
+def blind(decide: Callable[..., DiagonalGaussian]) -> Callable[..., DiagonalGaussian]:
+    """The same, where whatever is believed looks like the prior."""
+
+    def decides(
+        self: BeliefPolicy, params: torch.Tensor, obs: torch.Tensor, shown: torch.Tensor
+    ) -> DiagonalGaussian:
+        return decide(self, params * 0, obs, shown * 0)
+
+    return decides
 
 
 @pytest.mark.slow

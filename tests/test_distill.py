@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agent.config import ConfigError, build
 from agent.learners.distill import Distill, TeacherError, teachers_of
+from agent.learners.transfer import ZeroShot
 from agent.memory.files import MemoryFolder
 from agent.memory.row import Row, Transitions
 from agent.policy import DiagonalGaussian, GaussianMlp, PolicyConfig
@@ -18,6 +19,7 @@ from agent.rollout import TaskBatch
 from agent.seeding import generator, torch_generator
 from agent.train import BatchSize, meta_iteration
 from envs.navigation import Navigation
+from envs.task import Param
 from tests.memory_rows import record
 
 SIDES = (-1.0, 1.0)
@@ -279,3 +281,29 @@ def test_rows_without_a_normaliser_are_refused(tmp_path: Path):
         writer.append(row.with_(lineage="bare"))
     with pytest.raises(TeacherError, match="row 1: the observation normaliser is missing"):
         teachers_of(folder, policy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("taught", "low", "high"), [(True, -11.0, -3.0), (False, -40.0, -17.7)])
+def test_a_student_is_as_good_as_its_teacher(tmp_path: Path, taught: bool, low: float, high: float):
+    """A trained teacher and, as sabotage, an untrained one; the student has a fifth of its size."""
+    angle = Param(to="attr:angle", low=0.0, high=math.pi / 2)
+    ahead = Navigation(name="navigation", horizon=20, params={"angle": angle})
+    learner = ZeroShot()
+    policy = GaussianMlp(2, 2, PolicyConfig(hidden=[32, 32]))
+    learner.setup(policy, torch_generator(0, "init"))
+    for i in range(30 if taught else 0):
+        meta_iteration(learner, ahead, BatchSize(tasks=20, episodes=10), 0, i)
+    tasks = ahead.sample(20, generator(0, "tasks"), "heldout")
+
+    def returned(policy: GaussianMlp, params: Tensor) -> tuple[float, Tensor]:
+        with TaskBatch(ahead, tasks, 5, policy, generator(0, "evaluation")) as batch:
+            episodes = batch.collect(params.detach().expand(20, -1))
+        return float(episodes.mean_return().mean()), episodes.obs.reshape(-1, 2)
+
+    expected, states = returned(policy, learner.theta)
+    folder = remember(tmp_path / "memory", [(policy, learner.theta.detach(), states)])
+    pupil = student(folder, [12])
+    trained(pupil, ahead, 15)
+    found, _ = returned(pupil.policy, pupil.theta)
+    assert low < found < high and found == pytest.approx(expected, abs=1.0)

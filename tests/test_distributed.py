@@ -22,6 +22,7 @@ from agent.policy import GaussianMlp, PolicyConfig
 from agent.rollout import TaskBatch
 from agent.run import Run
 from agent.seeding import generator
+from tests.test_distill import remember
 
 ROOT = Path(__file__).parent.parent
 TRAIN = (
@@ -65,6 +66,7 @@ with joined("cpu"):
         stage(learner, learner, 2, f"learner={learner}")
         stage(f"{learner} resumed", learner, 4, f"learner={learner}")
     for learner, settings in ONCE.items():
+        settings = [each.replace("MEMORY", f"{FOLDER}/memory") for each in settings]
         stage(learner, learner, 1, f"learner={learner}", *settings)
 
     shared, maml.mean_gradients = maml.mean_gradients, lambda leaves: None
@@ -92,10 +94,16 @@ ONCE = {
     "anil": [],
     "meta_lstm": [],
     "reptile": [],
+    "multitask": [],
+    "finetune": [],
+    "zero_shot": [],
+    "scratch": [],
+    "oracle": [],
     "matching": [],
     "context": ["learner.outer_epochs=2"],
     "rl2": ["learner.outer_epochs=2", "learner.minibatches=2"],
     "varibad": ["learner.outer_epochs=2", "learner.minibatches=2", "learner.cell=lstm"],
+    "distill": ["learner.outer_epochs=2", "learner.memory=MEMORY"],
 }
 """One iteration, with few outer steps: of a gradient that is nearly zero Adam makes 1e-3."""
 
@@ -116,11 +124,22 @@ class Together(NamedTuple):
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Together:
     """All stages, carried out once."""
     folder = tmp_path_factory.mktemp("together")
+    teach(folder)
     given = f"TRAIN, STEPS, FOLDER = {TRAIN!r}, {STEPS}, {str(folder)!r}\n"
     given += f"LEARNERS, ONCE = {LEARNERS!r}, {ONCE!r}\n"
     done = together(folder, given + STAGES)
     assert done.returncode == 0, done.stderr
     return Together(folder, done)
+
+
+def teach(folder: Path) -> None:
+    """A memory of two policies in ``folder/memory``, for the student."""
+    made = []
+    for n in range(2):
+        random = torch.Generator().manual_seed(n)
+        policy = GaussianMlp(2, 2, PolicyConfig(hidden=[6]))
+        made.append((policy, policy.init(random), torch.randn(50, 2, generator=random)))
+    remember(folder / "memory", made)
 
 
 def logged(run: Path) -> list[dict[str, float]]:
@@ -159,7 +178,8 @@ def test_an_iteration_of_two_processes_is_that_of_one(
     stages: Together, tmp_path: Path, learner: str
 ):
     settings = [f"learner={learner}", f"run={tmp_path}", f"budget.env_steps={STEPS}"]
-    assert main([*TRAIN, *settings, *ONCE[learner]]) == 0
+    more = [each.replace("MEMORY", f"{stages.folder}/memory") for each in ONCE[learner]]
+    assert main([*TRAIN, *settings, *more]) == 0
     assert stages.codes(learner) == [0, 0]
     one, other = (Run(p).checkpoints.load() for p in (tmp_path, stages.folder / f"{learner}-0"))
     assert one is not None and other is not None and one[0].keys() == other[0].keys()
@@ -169,7 +189,7 @@ def test_an_iteration_of_two_processes_is_that_of_one(
 
 @pytest.mark.slow
 def test_the_first_process_alone_writes_and_prints(stages: Together):
-    written = {path.name for path in stages.folder.iterdir() if path.is_dir()}
+    written = {path.name for path in stages.folder.iterdir() if path.is_dir()} - {"memory"}
     trained = {*LEARNERS, *ONCE, "gradients", "moments", "signal"}
     assert written == {f"{name}-0" for name in trained}
     assert stages.done.stdout.count("Trained: ") == 2 * len(LEARNERS) + len(ONCE)
@@ -207,8 +227,12 @@ def test_what_processes_tell_each_other(tmp_path: Path):
     code = """
 import torch
 from agent import distributed as d
+from agent.learners import maml_trpo
+from agent.learners.maml_trpo import MamlTrpo
+from agent.policy import GaussianMlp, PolicyConfig
 from agent.train import _mean_of_all, _of_all
 from agent.trust_region import TrustRegion, trust_region_step
+from tests.conftest import made_up_episodes
 torch.manual_seed(0)
 rows = 3 + 2 * torch.randn(100, 4)
 with d.joined("cpu"):
@@ -242,6 +266,21 @@ with d.joined("cpu"):
     shared = step(scales[me], d.mean_over_processes)
     torch.testing.assert_close(shared.point, alone.point, atol=1e-12, rtol=0)
     assert shared.tries == alone.tries > 0 and abs(shared.loss - alone.loss) < 1e-12
+    policy = GaussianMlp(3, 2, PolicyConfig(hidden=[5, 4]))
+    def improved(tasks, mean):
+        maml_trpo.mean_over_processes = mean
+        learner = MamlTrpo()
+        learner.setup(policy, torch.Generator().manual_seed(0))
+        learner.theta = learner.theta.detach().double().requires_grad_(True)
+        learner.rates = torch.full_like(learner.theta, 0.1)
+        acting = learner.theta.detach().expand(6, -1)
+        support, query = (made_up_episodes(policy, acting, 6, 3, 6, seed=n) for n in (1, 2))
+        learner._improve([support.tasks(tasks)], query.tasks(tasks))
+        return learner.theta.detach()
+    alone = improved(torch.arange(6), lambda x: x)
+    shared = improved(torch.arange(2 * me, 2 * me + 2), d.mean_over_processes)
+    torch.testing.assert_close(shared, alone, atol=1e-9, rtol=0)
+    assert not torch.equal(improved(torch.arange(2), lambda x: x), alone)
     returns = torch.tensor([[float("nan"), 1.0], [4.0, 4.0]][me % 2])
     assert _mean_of_all(returns) == (1 + 4 + 4 + 1) / 4
     merged = _of_all({"iteration_steps": 10.0, "seconds": float(me), "physics_s": float(me)})

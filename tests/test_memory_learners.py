@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agent.adapter import PpoAdapter
 from agent.continual.agents import MetaInit
 from agent.continual.engram import Engram, lineage_of
 from agent.continual.inheritance import inherited
@@ -21,14 +24,17 @@ from agent.continual.visit import Segment, Visit
 from agent.learners.anil import Anil
 from agent.learners.context import Context
 from agent.learners.maml import Maml
+from agent.learners.rl2 import Rl2
+from agent.learners.varibad import Varibad
 from agent.memory.bank import Bank, BankConfig, Sizes
 from agent.memory.codec import Codec, fit_codec, spans_of
 from agent.memory.consolidate import ConsolidateConfig
-from agent.memory.decide import WriteConfig
+from agent.memory.decide import Decision, Outcome, WriteConfig
 from agent.memory.memory import MemoryConfig
 from agent.memory.packing import json_bytes, json_value
 from agent.memory.use import function_recall, own_teacher
 from agent.memory.worth import reweighted_return
+from agent.memory.writer import Measure
 from agent.policy import DiagonalGaussian, GaussianMlp, Policy, PolicyConfig
 from agent.run import RunError
 from agent.seeding import generator
@@ -224,25 +230,65 @@ def test_what_anil_keeps_of_a_task_is_its_head(navigation: Navigation):
     assert sizes == {Anil: 48, Maml: 96}
 
 
-def test_a_belief_is_recalled_in_one_forward_pass(navigation: Navigation):
-    learner, probes = born(navigation, Context(), 2)
+SMALL = {"hidden": 8, "embed": 8, "outer_epochs": 1, "task_adapter": PpoAdapter(epochs=2)}
+HEADS = {  # Of 16 hidden units; deltas: weights and biases of its two layers, log-stds.
+    "context": [(2 + 6) * 16, 16, 16 * 2, 2, 2],
+    "rl2": [(2 + 8) * 16, 16, 16 * 2, 2, 2],
+}
+# What makes the learner, the segments of its rows and the bytes of one: one a number, two for each
+# started 64 of a segment, in whole words.
+BELIEFS: dict[str, tuple[Callable[[], Any], list[int], int]] = {
+    "context": (Context, [5, 1], 16),  # 6 + 2 * 2
+    "gru": (partial(Rl2, **SMALL), [8], 16),  # 8 + 2
+    "lstm": (partial(Rl2, cell="lstm", **SMALL), [8, 8], 24),  # 16 + 2 * 2
+    "varibad": (partial(Varibad, bounds=2, decoded=10, **SMALL), [8], 16),
+    # 186 + 2 * 8 and 220 + 2 * 8
+    "context with deltas": (partial(Context, deltas=True), [5, 1, *HEADS["context"]], 208),
+    "gru with deltas": (partial(Rl2, deltas=True, **SMALL), [8, *HEADS["rl2"]], 240),
+}
+
+
+@pytest.mark.parametrize(("make", "segments", "size"), BELIEFS.values(), ids=BELIEFS)
+def test_a_belief_is_recalled_in_one_forward_pass(
+    navigation: Navigation,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[], Any],
+    segments: list[int],
+    size: int,
+):
+    learner, probes = born(navigation, make(), 1)
     agent = keeps_all()
     agent.setup(learner, probes, 0)
+    kept: list[Tensor] = []
+    write = agent.store.write
+
+    def spy(outcome: Outcome, measure: Measure) -> Decision:
+        kept.append(outcome.row.params)
+        return write(outcome, measure)
+
+    monkeypatch.setattr(agent.store, "write", spy)
     told = lives(agent, navigation, "ABAB")
-    size = learner.policy.num_params
-    assert size == 6 and [t["row"] for t in told] == [None, None, 0, 1]
+    policy = learner.policy
+    assert policy.segments == segments and policy.num_params == sum(segments)
+    assert [t["row"] for t in told] == [None, None, 0, 1]
+    assert [t["wrote"]["row"] for t in told] == [0, 1, 0, 1]
     for again, number in ((told[2], 0), (told[3], 1)):
+        assert again["start"].shape == (1, sum(segments))
         assert torch.equal(again["start"][0], again["before"].row(number).params)
-        assert again["start"].shape == (1, size)
+        # A row is its distance from zeros in int8: half a step of the segment's largest at most.
+        parts = zip(again["start"][0].split(segments), kept[number].split(segments), strict=True)
+        assert all((got - put).abs().max() <= put.abs().max() / 250 for got, put in parts)
+        assert (again["start"][0] - kept[1 - number]).abs().max() > kept[number].abs().max() / 50
+        assert all(part.any() for part in again["start"][0].split(segments))  # deltas, too
     assert told[2]["wrote"]["rows"] == 2
-    assert agent.store.bank._log.codecs[1].record_bytes == 16
+    assert agent.store.bank._log.codecs[1].record_bytes == size
 
 
-def test_a_life_of_beliefs_goes_on_from_any_batch(navigation: Navigation):
-    learner, probes = born(navigation, Context(), 2)
+def goes_on(navigation: Navigation, learner: Any, probes: Any, make: Callable[[], Any]) -> Any:
+    """A life in which a task comes back, which must not notice being saved and made anew."""
 
     def fresh() -> Any:
-        agent = Engram(episodes=4)
+        agent = make()
         agent.setup(learner, probes, 0)
         return agent
 
@@ -250,7 +296,23 @@ def test_a_life_of_beliefs_goes_on_from_any_batch(navigation: Navigation):
     again = lives(fresh(), navigation, "ABA", fresh)
     for one, other in zip(whole, again, strict=True):
         assert torch.equal(one["start"], other["start"]) and torch.equal(one["end"], other["end"])
-        assert one["wrote"] == other["wrote"]
+        assert one["wrote"] == other["wrote"] and one["row"] == other["row"]
+        rows, others = one["before"], other["before"]
+        everything = torch.arange(len(rows))
+        assert len(others) == len(rows)
+        assert torch.equal(others.params(everything), rows.params(everything))
+    return whole
+
+
+def test_a_life_of_beliefs_goes_on_from_any_batch(navigation: Navigation):
+    goes_on(navigation, *born(navigation, Context(), 2), lambda: Engram(episodes=4))
+
+
+@pytest.mark.parametrize("make", [make for make, *_ in BELIEFS.values()], ids=BELIEFS)
+def test_a_recalled_belief_goes_on_from_any_batch(navigation: Navigation, make: Callable[[], Any]):
+    told = goes_on(navigation, *born(navigation, make(), 1), keeps_all)
+    assert [t["row"] for t in told] == [None, None, 0]
+    assert not torch.equal(told[2]["end"], told[2]["start"])  # it went on from what was recalled
 
 
 def test_a_belief_belongs_to_the_weights_it_was_made_with(navigation: Navigation, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -355,14 +356,19 @@ def test_the_bound_is_the_evidence_at_the_posterior_and_less_by_the_kl_elsewhere
     assert half - found == pytest.approx(0.5 * float(other.kl(prior)), abs=1e-5)
 
 
-def test_the_bound_holds_each_belief_to_the_one_before_and_nothing_after_an_end_counts():
-    policy, family = drawn(latent=True), square()
-    assert isinstance(policy, LatentPolicy)
-    learner = Varibad(bounds=6, decoded=200)
-    learner.policy, learner._noise = policy, torch.Generator()
+def predicting(learner: Varibad, policy: LatentPolicy) -> Varibad:
+    """The learner with this policy, a decoder, and noise from seed 0."""
+    learner.policy, learner._noise = policy, torch.Generator().manual_seed(0)
     learner.theta = torch.zeros(policy.num_params)
     learner.heads = learner.make_heads(torch_generator(0, "init"))
-    episodes, rows = trial(policy, family)
+    return learner
+
+
+def test_the_bound_holds_each_belief_to_the_one_before_and_nothing_after_an_end_counts():
+    policy = drawn(latent=True)
+    assert isinstance(policy, LatentPolicy)
+    learner = predicting(Varibad(bounds=6, decoded=200), policy)
+    episodes, rows = trial(policy, square())
     lengths = [one.mask[:, 0].sum(-1).long().tolist() for one in episodes]
     assert min(map(min, lengths)) < 12
 
@@ -393,6 +399,59 @@ def test_the_bound_holds_each_belief_to_the_one_before_and_nothing_after_an_end_
             later[task, :, length[task] + 1 :] = 99.0
         changed.append(dataclasses.replace(one, obs=later))
     assert bound(1.0, changed) == pytest.approx(bound(1.0, episodes), rel=1e-6)
+
+
+@pytest.mark.parametrize("decodes", ["reward", "change"])
+def test_the_bound_without_its_kl_is_the_log_density_of_every_step_made(
+    decodes: Literal["reward", "change"],
+):
+    policy = drawn(latent=True)
+    assert isinstance(policy, LatentPolicy)
+    # Scales of their own for what is seen and paid, so that nothing is near zero or unscaled.
+    policy.normalizer.mean[:] = torch.tensor([0.02, -0.03])
+    policy.normalizer.var[:] = torch.tensor([0.003, 0.005])
+    policy.reward_normalizer.mean.fill_(-0.05)
+    policy.reward_normalizer.var.fill_(0.002)
+    episodes, rows = trial(policy, square())
+    lengths = [one.mask[:, 0].sum(-1).long().tolist() for one in episodes]
+    assert len({sum(pair) for pair in zip(*lengths, strict=True)}) > 2  # 24 steps, or fewer
+    learner = predicting(Varibad(bounds=3, decoded=24, kl_weight=0, decodes=decodes), policy)
+    decoder = learner.heads.get_submodule("decoder")
+
+    def seen(obs: torch.Tensor) -> torch.Tensor:
+        return (obs - policy.normalizer.mean) / (policy.normalizer.var + 1e-6).sqrt()
+
+    picked = torch.linspace(0, 25, 6).long().tolist()  # of 13 states each
+    noise = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(0))[0]
+    beliefs, totals, bounds = torch.zeros(4, 6, 5), torch.zeros(4, 6), []
+    for task in range(4):
+        made = sum(lengths[e][task] for e in range(2))
+        for k, time in enumerate(picked):
+            e, h = divmod(time, 13)
+            state = policy.states(rows[e], episodes[e])[task, 0, min(h, lengths[e][task])]
+            belief = policy.posterior(state)
+            z = belief.mean + belief.log_std.exp() * noise[task, k]
+            beliefs[task, k], total = z.detach(), 0.0
+            for one, length in zip(episodes, lengths, strict=True):
+                obs = torch.cat([one.obs[task, 0], one.final_obs[task]])
+                for step in range(length[task]):
+                    now, change = seen(obs[step]), seen(obs[step + 1]) - seen(obs[step])
+                    action = one.action[task, 0, step].clamp(-1, 1)
+                    paid = (one.reward[task, 0, step] + 0.05) / (0.002 + 1e-6) ** 0.5
+                    known = torch.cat([now, action])
+                    if decodes == "reward":
+                        known, target = torch.cat([known, change]), paid[None]
+                    else:
+                        target = change
+                    guess = decoder(torch.cat([known, z]))
+                    density = torch.distributions.Normal(guess, 1.0).log_prob(target)
+                    total += float(density.mean().detach())
+            totals[task, k] = total
+            bounds.append(total / made)
+    found = float(learner.bound(episodes, learner.states(episodes)).detach())
+    assert found == pytest.approx(sum(bounds) / len(bounds), rel=1e-5)
+    each = learner.log_likelihood(beliefs[None], episodes).detach()
+    torch.testing.assert_close(each, totals[None], rtol=1e-5, atol=0)
 
 
 def test_latents_are_shown_on_one_scale_that_training_leaves_behind(navigation: Navigation):

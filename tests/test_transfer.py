@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from agent.adapter import PpoAdapter
+from agent.config import build
+from agent.evaluate import EvaluationSize, measure
+from agent.files import read_yaml
 from agent.learners.base import Learner
 from agent.learners.maml import Maml
 from agent.learners.transfer import Finetune, Scratch, ZeroShot
-from agent.policy import GaussianMlp
-from agent.seeding import torch_generator
-from agent.train import BatchSize, meta_iteration
+from agent.policy import GaussianMlp, PolicyConfig
+from agent.rollout import TaskBatch
+from agent.seeding import generator, torch_generator
+from agent.train import BatchSize, make_policy, meta_iteration, new_learner
 from agent.types import Trajectories
 from envs.navigation import Navigation
 from tests.conftest import made_up_episodes
 
+CONFIGS = Path(__file__).parent.parent / "configs" / "learner"
 SIZE = BatchSize(tasks=3, episodes=4)
 
 
@@ -107,3 +114,36 @@ def test_a_reference_beside_any_learner_shares_its_network_and_settings():
     assert scratch.policy is network and scratch.task_adapter is learner.task_adapter
     assert (scratch.gamma, scratch.gae_lambda, scratch.sees_task) == (0.7, 0.6, False)
     assert torch.equal(scratch.theta, network.init(torch_generator(5, "evaluation")))
+
+
+@pytest.mark.slow
+def test_scratch_learns_each_task_from_nothing(navigation: Navigation):
+    """Ten steps of ten episodes: -5.2 at seeds 0-2, and -20 at a rate of nearly 0."""
+    for rate, low, high in ((3e-3, -7.0, -3.0), (1e-9, -30.0, -17.7)):
+        learner = make(Scratch, task_adapter=PpoAdapter(rate=rate))
+        meta_iteration(learner, navigation, SIZE, 0, 0)
+        tasks = navigation.sample(10, generator(0, "tasks"), "heldout")
+        with TaskBatch(navigation, tasks, 10, learner.policy, generator(0, "evaluation")) as batch:
+            params = learner.theta.expand(10, -1)
+            for n in range(10):
+                params = learner.step(params, batch.collect(params), n)
+            assert low < float(batch.collect(params).mean_return().mean()) < high
+
+
+@pytest.mark.slow
+def test_an_oracle_learns_to_use_what_it_is_told(navigation: Navigation):
+    """-6.0 at seed 0; told of another task, -22.4."""
+    learner = build(read_yaml(CONFIGS / "oracle.yaml"), "learner", Maml)
+    policy = make_policy(navigation, PolicyConfig(), True, "cpu", learner.make_policy)
+    new_learner(learner, policy, 0)
+    for i in range(60):
+        meta_iteration(learner, navigation, BatchSize(tasks=20, episodes=10), 0, i)
+    tasks = navigation.sample(20, generator(0, "tasks"), "heldout")
+    start = learner.theta.detach().expand(20, -1)
+    size = EvaluationSize(tasks=20, steps=1, draws=1)
+    told = measure(policy, navigation, tasks, start, size, 0, reveal=True).returns.mean()
+    describe = type(navigation).describe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(navigation), "describe", lambda *given: np.roll(describe(*given), 7, 0))
+        misled = measure(policy, navigation, tasks, start, size, 0, reveal=True).returns.mean()
+    assert float(told) > -10.0 and float(misled) < -17.7
