@@ -234,10 +234,9 @@ def test_the_actions_are_the_weighted_mean_of_the_prototypes():
         (Context(), 30),
         (Matching(outer_epochs=5), 30),
         (Rl2(), 20),
-        (Rl2(cell="lstm"), 20),
         (Varibad(), 16),
     ],
-    ids=["context", "matching", "rl2", "rl2-lstm", "varibad"],
+    ids=["context", "matching", "rl2", "varibad"],
 )
 def test_blind_to_its_belief_none_learns(
     navigation: Navigation,
