@@ -146,8 +146,8 @@ class Rl2(BeliefLearner):
 
         Baseline and scale are of the ``trials`` of each task, which stand in succession: what a
         task pays more than another is nobody's merit. A critic that sees the belief instead was
-        worse on HalfCheetah velocities and better on directions (first episode after 2M env steps:
-        -43, here -26, seed 0; 439 and 391, here 321 and 345, seeds 0 and 1).
+        worse on HalfCheetah velocities and better on directions (first episode after 2M env steps,
+        gamma .97, seeds 0 and 1: -43, -56, here -26, -36; 439, 391, here 321, 345).
         """
         parts = [torch.cat([getattr(x, name) for x in trial], 2) for name in _OF_STEPS]
         obs, reward, mask = (part[:, 0].unflatten(0, (-1, trials)) for part in parts)
