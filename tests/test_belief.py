@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ import torch
 from agent.adapter import PpoAdapter
 from agent.belief import BeliefPolicy, step_features
 from agent.learners.context import Context, ContextAdaptation, ContextPolicy
-from agent.learners.inference import BeliefLearner
 from agent.learners.matching import Matching, VotingPolicy
 from agent.learners.rl2 import Rl2
 from agent.learners.varibad import Varibad
@@ -23,6 +23,7 @@ from agent.types import Adaptation, Trajectories
 from envs.navigation import Navigation
 from tests.conftest import made_up_episodes
 
+Learns = TypeVar("Learns", Context, Rl2)
 SMALL = PolicyConfig(hidden=[5, 4])
 
 
@@ -137,7 +138,7 @@ def test_a_belief_means_nothing_to_another_run():
         policy.renormalised(prior(policy), torch.zeros(3), torch.ones(3))
 
 
-def make(navigation: Navigation, learner: Context, seed: int = 0) -> Context:
+def make(navigation: Navigation, learner: Learns, seed: int = 0) -> Learns:
     policy = make_policy(navigation, PolicyConfig(), False, "cpu", learner.make_policy)
     new_learner(learner, policy, seed)
     return learner
@@ -240,7 +241,7 @@ def test_the_actions_are_the_weighted_mean_of_the_prototypes():
 )
 def test_blind_to_its_belief_none_learns(
     navigation: Navigation,
-    learner: BeliefLearner,
+    learner: Context | Rl2,
     iterations: int,
     monkeypatch: pytest.MonkeyPatch,
 ):
