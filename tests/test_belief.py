@@ -23,7 +23,7 @@ from agent.types import Adaptation, Trajectories
 from envs.navigation import Navigation
 from tests.conftest import made_up_episodes
 
-Learns = TypeVar("Learns", Context, Rl2)
+Learns = TypeVar("Learns", bound=Context | Rl2)
 SMALL = PolicyConfig(hidden=[5, 4])
 
 
