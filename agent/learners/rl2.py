@@ -44,7 +44,7 @@ class Rl2(BeliefLearner):
     one_at_a_time: ClassVar[bool] = True
 
     trial_episodes: Annotated[int, Field(ge=1)] = 2
-    """Episodes of a trial, in training; their returns count alike."""
+    """Episodes of a trial, in training; all their steps count alike."""
     cell: Cell = "gru"
     """Kind of recurrence; an LSTM's rows are twice as wide."""
     hidden: Annotated[int, Field(ge=1)] = 64
