@@ -8,6 +8,7 @@ changes nothing.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -49,6 +50,9 @@ def joined(device: str) -> Iterator[None]:
     if processes() == 1:
         yield
         return
+    # Its functions' defaults are the group there is when it is imported, as torch's optimisers do:
+    # that group would never end, and its threads abort the process when the interpreter does.
+    importlib.import_module("torch.distributed.nn")
     backend = "gloo"
     if device != "cpu" and torch.cuda.is_available():
         backend, number = "cpu:gloo,cuda:nccl", place_on_machine()

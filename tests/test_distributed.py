@@ -32,10 +32,18 @@ TRAIN = (
 STEPS = 2 * 4 * 3 * 20  # of an iteration
 
 
+# Threads of the group that outlive it abort the process, now and then, as the interpreter ends.
+ALL_ENDED = """
+from pathlib import Path
+threads = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], threads
+"""
+
+
 def together(folder: Path, code: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """What torchrun makes of the code of a process."""
     script = folder / "process.py"
-    script.write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}")
+    script.write_text(f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}{ALL_ENDED}")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launch += [f"--nproc-per-node={processes}", str(script)]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -285,6 +293,8 @@ with d.joined("cpu"):
     assert _mean_of_all(returns) == (1 + 4 + 4 + 1) / 4
     merged = _of_all({"iteration_steps": 10.0, "seconds": float(me), "physics_s": float(me)})
     assert merged == {"iteration_steps": 30.0, "seconds": 2.0, "physics_s": 1.0}
+    torch.optim.Adam([leaf])  # imports much, some of which would hold the group
+    assert "torch._dynamo" in sys.modules
     if me == 2:
         sys.exit(0)  # without a word
     try:
