@@ -324,6 +324,33 @@ def test_the_returns_gradient_does_not_enter_the_belief_of_varibad(navigation: N
             assert reached == (enters or name == "elbo"), name
 
 
+def test_a_rare_large_gradient_makes_no_leap_of_beliefs(navigation: Navigation):
+    """Adam by hand: 400 gradients of 1e-6, then one of .001."""
+    learner = make(navigation, Varibad())
+    leaves = learner.leaves
+    before = [leaf.detach().clone() for leaf in leaves]
+    gradients = [1e-6] * 400 + [1e-3]
+    for gradient in gradients:
+        last = [leaf.detach().clone() for leaf in leaves]
+        learner.descend(gradient * torch.stack([leaf.sum() for leaf in leaves]).sum())
+    leaps = [
+        float((leaf - old).detach().abs().median()) for leaf, old in zip(leaves, last, strict=True)
+    ]
+
+    def leap(decay: float) -> float:
+        mean = square = 0.0
+        for gradient in gradients:
+            mean = 0.9 * mean + 0.1 * gradient
+            square = decay * square + (1 - decay) * gradient**2
+        corrected = square / (1 - decay ** len(gradients))
+        return learner.outer_rate * mean / (corrected**0.5 + 1e-8)
+
+    assert leaps[0] == pytest.approx(leap(0.999), rel=1e-2)
+    assert leaps[1:] == pytest.approx([leap(0.95)] * (len(leaves) - 1), rel=1e-2)
+    assert leap(0.999) > 4 * leap(0.95)
+    assert not any(torch.equal(leaf, old) for leaf, old in zip(leaves, before, strict=True))
+
+
 def linear_gaussian(
     data: torch.Tensor, slope: torch.Tensor
 ) -> tuple[float, DiagonalGaussian, DiagonalGaussian]:
