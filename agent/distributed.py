@@ -50,8 +50,8 @@ def joined(device: str) -> Iterator[None]:
     if processes() == 1:
         yield
         return
-    # Its functions' defaults are the group there is when it is imported, as torch's optimisers do:
-    # that group would never end, and its threads abort the process when the interpreter does.
+    # Functions of this module have as default the group there is when it is imported, and torch's
+    # optimisers import it. A group held so never ends; its threads may abort the process at exit.
     importlib.import_module("torch.distributed.nn")
     backend = "gloo"
     if device != "cpu" and torch.cuda.is_available():
