@@ -33,6 +33,7 @@ STEPS = 2 * 4 * 3 * 20  # of an iteration
 
 
 # Threads of the group that outlive it abort the process, now and then, as the interpreter ends.
+# They are looked for on Linux only, where a process can read their names.
 ALL_ENDED = """
 from pathlib import Path
 threads = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
